@@ -1,0 +1,240 @@
+"""Symmetric contrast learning (paper sec. 3.4, Figure 2 right): the two memories, Eqs. (7)-(14), and the baseline's losses.
+
+Two unit rows a class: its running mean and its running hard sample. Images are pulled to both rows of their class and pushed
+from those of all other classes; a balance loss keeps the two predictions together. Losses and memories are float32 whatever
+autocast says. Everything is deterministic, on CUDA too.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from common.losses import batch_hard_triplet
+
+ALPHA, GAMMA = 0.9, 1.5  # below Eq. (14)
+B = math.exp(GAMMA / ALPHA) - 1  # from gamma = alpha ln(b + 1): 4.294490
+BALANCE_FORMS = ("logits", "logits_pos", "memory", "none")
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+def similarity(q, rows, tau):
+    """q (B, D) . rows (C, D) / tau -> (B, C) in float32 (float64 stays), no gradient into the rows."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(dtype) @ rows.detach().to(dtype).T / tau
+
+
+def info_nce(q, rows, labels, tau):
+    """InfoNCE of a batch against one row per class, Eq. (7).
+
+    Args: q (B, D) unit rows; rows (C, D) unit rows, held constant; labels (B,) int64 in [0, C); tau > 0, temperature.
+    Returns: () float32, nats, mean over the batch.
+    Raises: ValueError if a label is outside [0, C), so outliers (-1) never train; on CUDA, where looking would stop the host
+        at every step, cross_entropy's device-side assertion raises instead.
+    Paper error: Eqs. (7), (9), (11) print tau outside exp, where it cancels, and sum over i = 0..K of K classes; we divide
+        inside, as InfoNCE does, and sum over the classes there are.
+    Paper silent: the reduction; we take the mean over the batch.
+    """
+    check_batch(q, labels, len(rows))
+    if tau <= 0:
+        raise ValueError(f"tau: {tau} is not positive")
+    return F.cross_entropy(similarity(q, rows, tau), labels)
+
+
+def mean_contrast(q, means, labels, tau):
+    """Mean-feature contrast loss of a batch, Eq. (9): info_nce against the class means (C, D)."""
+    return info_nce(q, means, labels, tau)
+
+
+def hard_contrast(q, hards, labels, tau):
+    """Hard-sample contrast loss of a batch, Eq. (11): info_nce against the classes' hard samples (C, D)."""
+    return info_nce(q, hards, labels, tau)
+
+
+def psi(x):
+    """The curve of Eq. (14) without its 1/4, elementwise: balanced L1 of Libra R-CNN with alpha 0.9, gamma 1.5.
+
+    About 1.93 x^2 near 0, slope 1.5 from |x| = 1 on; continuous with its first derivative.
+    """
+    size = x.abs()
+    inner = ALPHA / B * (B * size + 1) * torch.log1p(B * size) - ALPHA * size
+    return torch.where(size < 1, inner, GAMMA * size + GAMMA / B - ALPHA)
+
+
+def balance_loss(q, memory, labels, tau, form="logits"):
+    """Balance loss between mean and hard predictions of a batch, Eq. (14).
+
+    Args: q (B, D) unit rows; memory: a Memory of C classes, not changed; labels (B,) int64 in [0, C); form, what x is:
+        "logits": x[n, j] = (q_n . c_j - stopgrad(q_n . hard_j)) / tau, mean of psi over n and j;
+        "logits_pos": the same with j = label of n only, mean over n;
+        "memory": x = c_i - hard_i after this batch's update, kept differentiable, summed over D, mean over identities i;
+        "none": 0.
+    Returns: () float32.
+    Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term would do
+        nothing. The text speaks of two features "generated in the storage unit prediction" and of a consistency loss;
+        "logits" is the consistency term of Dual Cluster Contrastive, which the paper cites, weighted 1/4 there too.
+    """
+    if form not in BALANCE_FORMS:
+        raise ValueError(f"balance loss: {form!r} is none of {', '.join(BALANCE_FORMS)}")
+    check_batch(q, labels, len(memory))
+    if form == "none":
+        return torch.zeros((), device=q.device)
+    if form == "memory":
+        means, hards, share = memory.updated_rows(q, labels)
+        return 0.25 * (psi(means - hards).sum(1) * share).sum() / share.sum()
+    x = similarity(q, memory.means, tau) - similarity(q.detach(), memory.hards, tau)  # (B, C)
+    if form == "logits_pos":
+        x = x.gather(1, labels[:, None])  # (B, 1)
+    return 0.25 * psi(x).mean()
+
+
+def symmetric_contrast(q, labels, memory, tau=0.05, lambda1=0.75, lambda2=0.25, lb="logits"):
+    """Total loss of a batch, Eq. (8): lambda1 L_hard + lambda2 L_ave + L_b.
+
+    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed: call memory.update(q, labels)
+        afterwards; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
+    Returns: () float32 and the detached parts {"hard", "mean", "balance"}, unweighted.
+    """
+    hard = hard_contrast(q, memory.hards, labels, tau)
+    mean = mean_contrast(q, memory.means, labels, tau)
+    balance = balance_loss(q, memory, labels, tau, lb)
+    parts = {"hard": hard.detach(), "mean": mean.detach(), "balance": balance.detach()}
+    return lambda1 * hard + lambda2 * mean + balance, parts
+
+
+def ce_tri(output, labels, label_smoothing=0.0, margin=0.3):
+    """Cross-entropy plus batch-hard triplet, 1:1: the "baseline loss" of Table 4 and, smoothed by 0.1, the loss of Table 7.
+
+    Args: output: model.Output, logits (B, C) of the BN feature and the pooled feature (B, D) before it, un-normalised.
+    Returns: () float32 and the detached parts {"ce", "triplet"}.
+    """
+    check_batch(output.pooled, labels, output.logits.shape[1])
+    ce = F.cross_entropy(output.logits.float(), labels, label_smoothing=label_smoothing)
+    triplet = batch_hard_triplet(output.pooled, labels, margin)
+    return ce + triplet, {"ce": ce.detach(), "triplet": triplet.detach()}
+
+
+def check_batch(q, labels, num_classes):
+    """ValueError unless q is (B, D), labels is (B,), B > 0, and on the CPU every label lies in [0, num_classes)."""
+    if q.ndim != 2 or labels.shape != q.shape[:1] or len(q) == 0:
+        raise ValueError(f"expected q (B, D) and labels (B,) with B > 0, got {tuple(q.shape)} and {tuple(labels.shape)}")
+    if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} outside [0, {num_classes}); outliers (-1) never train")
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+def class_means(feats, labels, num_classes=None):
+    """Unit means of the classes, (C, D) float32. For feats (N, D) and labels (N,), -1 ignored; C is max label + 1 if not given.
+
+    Raises: ValueError if a class has no feature, a label is below -1 or above C - 1, or a feature is not finite.
+    """
+    return F.normalize(torch.stack([group.mean(0) for group in class_groups(feats, labels, num_classes)]))
+
+
+def class_groups(feats, labels, num_classes=None):
+    """The features of class 0, 1, ... C - 1 as C float32 tensors (n_i, D), in their order in feats."""
+    labels = torch.as_tensor(labels).cpu()
+    if feats.ndim != 2 or labels.shape != feats.shape[:1]:
+        raise ValueError(f"expected feats (N, D) and labels (N,), got {tuple(feats.shape)} and {tuple(labels.shape)}")
+    if not torch.isfinite(feats).all():
+        raise ValueError("features hold NaN or Inf")
+    kept = labels[labels != -1]
+    num_classes = int(kept.max()) + 1 if num_classes is None and len(kept) else num_classes or 0
+    if len(kept) == 0 or kept.min() < 0 or kept.max() >= num_classes:
+        raise ValueError(f"no labels in [0, {num_classes}), or labels outside it besides the outliers' -1")
+    counts = torch.bincount(kept, minlength=num_classes)
+    if (counts == 0).any():
+        raise ValueError(f"classes without a feature: {(counts == 0).nonzero().flatten().tolist()}")
+    order = labels.argsort(stable=True)[len(labels) - len(kept) :]  # outliers come first, and go
+    return feats.float()[order.to(feats.device)].split(counts.tolist())
+
+
+class Memory:
+    """The two memories of an epoch (Figure 2): class means c and hard samples q_hard, plain tensors, no parameters.
+
+    Args: means, hards (C, D) unit rows, kept as they are in float32; momentum m in [0, 1], the weight of the OLD row in Eqs. (10), (13);
+        hard_ref: "mean", the hard sample of an identity is the one least similar to its mean, Eq. (12), or "hard", to its
+        hard row (as HHCL's code). Paper silent: m; 0.1 is the lineage's value, so a step replaces nine tenths of a row.
+    """
+
+    def __init__(self, means, hards, momentum=0.1, hard_ref="mean"):
+        if means.ndim != 2 or means.shape != hards.shape or len(means) == 0:
+            raise ValueError(f"expected means and hards (C, D), C > 0, got {tuple(means.shape)} and {tuple(hards.shape)}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: {momentum} is outside [0, 1]")
+        if hard_ref not in ("mean", "hard"):
+            raise ValueError(f"hard_ref: {hard_ref!r} is neither mean nor hard")
+        self.means, self.hards = means.detach().float(), hards.detach().float()
+        self.momentum = momentum
+        self.hard_ref = hard_ref
+
+    @classmethod
+    def from_features(cls, feats, labels, momentum=0.1, hard_init="mean", hard_ref="mean", num_classes=None):
+        """Memory of the classes of extracted features; feats (N, D), labels (N,), -1 ignored; raises as class_means.
+
+        hard_init: "mean", both memories start at the class means (Paper silent: as in HHCL); "hardest", q_hard starts at the
+        member least similar to the mean, the first of equals (sec. 3.4.2 read literally).
+        """
+        if hard_init not in ("mean", "hardest"):
+            raise ValueError(f"hard_init: {hard_init!r} is neither mean nor hardest")
+        means = class_means(feats, labels, num_classes)
+        if hard_init == "mean":
+            return cls(means, means, momentum, hard_ref)
+        groups = class_groups(feats, labels, num_classes)
+        hards = torch.stack([group[(group @ mean).argmin()] for group, mean in zip(groups, means)])
+        return cls(means, F.normalize(hards), momentum, hard_ref)
+
+    def __len__(self):
+        return len(self.means)
+
+    def __getitem__(self, rows):
+        """The memory of a slice of classes, memory[:751]; a copy."""
+        return Memory(self.means[rows].clone(), self.hards[rows].clone(), self.momentum, self.hard_ref)
+
+    @classmethod
+    def join(cls, source, target):
+        """One memory of both domains' classes for UDA: source rows first, target labels shift by len(source).
+
+        Source rows live through all epochs, memory = join(memory[:num_source], new_target), and target rows for one.
+        """
+        means, hards = torch.cat([source.means, target.means]), torch.cat([source.hards, target.hards])
+        return cls(means, hards, target.momentum, target.hard_ref)
+
+    def state_dict(self):
+        """The two tensors, for a checkpoint; Memory(**state, momentum=..., hard_ref=...) reads them back."""
+        return {"means": self.means, "hards": self.hards}
+
+    def updated_rows(self, q, labels):
+        """New rows of every image's class after this batch, Eqs. (10), (12), (13), differentiable in q.
+
+        Args: q (B, D) unit rows; labels (B,) in [0, C). Returns: means (B, D), hards (B, D), unit rows, equal to the bit for
+        images of one class; share (B,), 1 / images of that class in the batch. Work and memory O(B^2 + B D), whatever C.
+        The mean is a (B, B) matmul in float64: exact, out of reach of autocast and TF32, and deterministic on CUDA, which
+        index_add is not.
+        """
+        check_batch(q, labels, len(self))
+        q = q.to(torch.promote_types(q.dtype, torch.float32))
+        same = labels[:, None] == labels[None, :]  # (B, B)
+        first = same.int().argmax(1)  # first image of the class, (B,)
+        count = same.sum(1)
+        mean = ((same.double() @ q.double()) / count[:, None]).to(q.dtype)[first]
+        reference = self.means if self.hard_ref == "mean" else self.hards
+        sim = (q.detach() * reference[labels]).sum(1)  # q . c of its own class before the update, (B,)
+        hardest = torch.where(same, sim[None, :], torch.inf).argmin(1)  # Eq. (12); the first of equals
+        m = self.momentum
+        means = F.normalize(m * self.means[labels] + (1 - m) * mean)  # Eq. (10)
+        hards = F.normalize(m * self.hards[labels] + (1 - m) * q[hardest])  # Eq. (13)
+        return means, hards, 1 / count
+
+    @torch.no_grad()
+    def update(self, q, labels):
+        """Move the rows of the batch's classes, Eqs. (10), (12), (13); call it once a step, after the losses.
+
+        q (B, D) unit rows and labels (B,) in [0, C), of all ranks together, so that every rank holds the same memory.
+        Rows are replaced in new tensors, so a loss computed from the old ones can still be differentiated.
+        Paper silent: rows are brought back to unit length, as in the lineage; both similarities use rows from before the step.
+        """
+        means, hards, _ = self.updated_rows(q.detach(), labels)
+        self.means = self.means.index_put((labels,), means.float())  # images of one class write one and the same row
+        self.hards = self.hards.index_put((labels,), hards.float())

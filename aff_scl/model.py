@@ -1,0 +1,387 @@
+"""AFF, the attention-guided fine-grained feature network (paper sec. 3.3, Figure 2 left), and its weights.
+
+ResNet trunk -> CASAM on the whole map, added to the map (global branch, Eqs. (1)-(4)) -> the map cut in two channel halves
+-> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, average pooling, BNNeck, unit rows.
+"""
+
+import copy
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+class Output(NamedTuple):
+    """What a model with a classifier returns in train mode; all float32."""
+
+    feat: Tensor  # (B, D) unit rows
+    pooled: Tensor  # (B, D) before the neck, for the triplet loss
+    logits: Tensor | None  # (B, num_classes); None only without a classifier
+
+
+def fp32(x):
+    """x in float32 at least; float64 stays, which gradient checks need."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(x):
+    """A context in which autocast does not touch operations on x's device."""
+    device = x.device.type if x.device.type != "meta" else "cpu"
+    return torch.autocast(device, enabled=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+class GlobalAvgPool(nn.Module):
+    """(B, C, H, W) -> (B, C, 1, 1), mean over the map in float32."""
+
+    def forward(self, x):
+        return fp32(x).mean((2, 3), keepdim=True)
+
+
+class GlobalMaxPool(nn.Module):
+    """(B, C, H, W) -> (B, C, 1, 1), maximum over the map; unlike AdaptiveMaxPool2d, deterministic on CUDA."""
+
+    def forward(self, x):
+        return fp32(x).amax((2, 3), keepdim=True)
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with learnable power p, (B, C, H, W) >= 0 -> (B, C, 1, 1), in float32 (1e-6^3 underflows fp16)."""
+
+    def __init__(self, p=3.0, eps=1e-6):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([p]))
+        self.eps = eps
+
+    def forward(self, x):
+        return fp32(x).clamp_min(self.eps).pow(self.p).mean((2, 3), keepdim=True).pow(1.0 / self.p)
+
+
+def open_gate(layer):
+    """Start a gate's last layer near zero, so that every gate is about 0.5. Paper silent: N(0, 0.001^2), bias 0."""
+    nn.init.normal_(layer.weight, std=0.001)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class CASAM(nn.Module):
+    """Hybrid attention: channel, then spatial (paper sec. 3.3.1, after CBAM), (B, C, H, W) -> (B, C, H, W).
+
+    Paper silent: the reduction; 256 (hidden width 8 at 2048 channels) is the one that fits Table 8, and APNet's.
+    Deviation: a ReLU between W0 and W1, which Eq. (1) does not print; CBAM has it, and without it W1 W0 is one matrix.
+    """
+
+    def __init__(self, channels, reduction=256):
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.max_pool = GlobalMaxPool()
+        self.avg_pool = GlobalAvgPool()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), open_gate(nn.Conv2d(hidden, channels, 1, bias=False))
+        )
+        self.channel_gate = nn.Sigmoid()
+        self.conv = open_gate(nn.Conv2d(2, 1, 7, padding=3, bias=False))
+        self.spatial_gate = nn.Sigmoid()
+
+    def forward(self, x):
+        channel = self.channel_gate(self.mlp(self.max_pool(x)) + self.mlp(self.avg_pool(x)))  # Eq. (1), (B, C, 1, 1)
+        x = x * channel  # Eq. (2)
+        planes = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (B, 2, H, W)
+        spatial = self.spatial_gate(self.conv(planes))  # Eq. (3), (B, 1, H, W)
+        return x * spatial  # Eq. (4)
+
+
+class SE(nn.Module):
+    """Squeeze-and-excitation, Eqs. (5)-(6) as printed, (B, C, H, W) -> (B, C, H, W). Paper silent: the reduction; 16 is SENet's."""
+
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), open_gate(nn.Conv2d(hidden, channels, 1, bias=False))
+        )
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x):
+        return x * self.gate(self.mlp(fp32(x).mean((2, 3), keepdim=True)))  # Eqs. (5), (6)
+
+
+class SplitAttention(nn.Module):
+    """CAM on both halves from one shared squeeze (radix-2 split attention), (B, C, H, W) -> (B, C, H, W).
+
+    Deviation: Eqs. (5)-(6) squeeze every half for itself (cam="se"). This form, from the second pyramid level of APNet that
+    the paper cites as its inspiration, is the only one found that gives Table 8's three numbers without an invented layer.
+    """
+
+    def __init__(self, channels, gate="sigmoid"):
+        super().__init__()
+        half = channels // 2
+        self.mlp = nn.Sequential(
+            nn.Conv2d(half, half, 1), nn.BatchNorm2d(half), nn.ReLU(), open_gate(nn.Conv2d(half, channels, 1))
+        )
+        self.gate = nn.Sigmoid() if gate == "sigmoid" else None
+
+    def forward(self, x):
+        first, second = x.chunk(2, 1)  # two halves of C/2 channels, as in APNet
+        logits = self.mlp(fp32(first + second).mean((2, 3), keepdim=True))  # Eq. (5) before its sigmoid, (B, C, 1, 1)
+        if self.gate is not None:
+            return x * self.gate(logits)  # Eq. (6)
+        return x * logits.unflatten(1, (2, -1)).softmax(1).flatten(1, 2)  # each pair of channels shares a weight of 1
+
+
+class PerHalf(nn.Module):
+    """One attention module of its own for every channel half: cut, attend, concatenate."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.halves = nn.ModuleList([first, second])
+
+    def forward(self, x):
+        return torch.cat([attention(half) for attention, half in zip(self.halves, x.chunk(2, 1))], 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- network
+class AFF(nn.Module):
+    """The network of Figure 2, and its parts for Table 7.
+
+    Args:
+        arch: "aff" both branches; "g" trunk and CASAM; "l" trunk and CAM; "base" trunk alone.
+        backbone: a torchvision ResNet; 2048 channels for resnet50 and larger, 512 for resnet18 and resnet34.
+        cam: "split" or "se", the form of CAM; cam_reduction belongs to "se", gate ("sigmoid" | "softmax") to "split".
+        casam_reduction: channels // casam_reduction (at least 1) is the hidden width of CASAM.
+        post: what follows the concatenated halves (arch "aff" and "l"): "bn" (shift frozen), "relu", "none".
+        pool: "avg" or "gem"; GeM needs non-negative maps and so refuses post="bn".
+        swap: SE on the whole map and one CASAM per half, as one sentence under Table 7 has it.
+        neck: "bn" (BNNeck: scale 1, shift frozen at 0) or "none".
+        num_classes: 0, or the rows of a bias-free linear classifier on the neck's output.
+        bn_groups: G; in train mode the batch runs as G contiguous chunks one after another, so that batch statistics are over
+            B/G images, as on G GPUs. Running statistics are then updated G times a step.
+        pretrained: None, or a source for load_backbone.
+    Paper error: the text under Table 7 says CASAM for local, CAM for global; abstract, Figure 2, sec. 3.1 and 3.3 say the
+        reverse, which is the default here.
+    """
+
+    def __init__(
+        self, arch="aff", backbone="resnet50", cam="split", cam_reduction=16, gate="sigmoid", casam_reduction=256, post="bn",
+        pool="avg", swap=False, neck="bn", num_classes=0, bn_groups=1, pretrained=None,
+    ):  # fmt: skip
+        super().__init__()
+        choices = dict(
+            arch=(arch, ("aff", "g", "l", "base")), backbone=(backbone, BACKBONES), cam=(cam, ("split", "se")),
+            gate=(gate, ("sigmoid", "softmax")), post=(post, ("bn", "relu", "none")), pool=(pool, ("avg", "gem")),
+            neck=(neck, ("bn", "none")),
+        )  # fmt: skip
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        if pool == "gem" and post == "bn" and arch in ("aff", "l"):
+            raise ValueError("pool=gem needs a non-negative map, and post=bn centres it: use post=relu or post=none")
+        if bn_groups < 1:
+            raise ValueError(f"bn_groups: {bn_groups} is below 1")
+        self.bn_groups = bn_groups
+        self.backbone_name = backbone
+        self.backbone, channels = trunk(backbone)
+        self.feature_size = channels
+        self.global_branch = self.local_branch = self.post = self.neck = None
+        if arch in ("aff", "g"):
+            self.global_branch = SE(channels, cam_reduction) if swap else CASAM(channels, casam_reduction)
+        if arch in ("aff", "l"):
+            self.local_branch = local_attention(channels, cam, cam_reduction, gate, casam_reduction, swap)
+            self.post = {"bn": frozen_shift(nn.BatchNorm2d(channels)), "relu": nn.ReLU(), "none": None}[post]
+        self.pool = GeM() if pool == "gem" else GlobalAvgPool()
+        if neck == "bn":
+            self.neck = frozen_shift(nn.BatchNorm1d(channels))
+        self.classifier = None
+        if num_classes:
+            self.set_classifier(0.001 * torch.randn(num_classes, channels))  # Paper silent: as in reid-strong-baseline
+        if pretrained is not None:
+            load_backbone(self, pretrained)
+
+    def set_classifier(self, weight):
+        """Give the model a new bias-free linear classifier with these rows (K, D), or none at all for None.
+
+        Table 4, first row: one a epoch, its rows the unit cluster means. The optimiser must be told about the new parameter.
+        """
+        self.classifier = None
+        if weight is not None:
+            classifier = nn.Linear(self.feature_size, len(weight), bias=False)
+            classifier.weight = nn.Parameter(weight.detach().clone().float())
+            self.classifier = classifier.to(self.backbone.conv1.weight.device)
+
+    def feature_map(self, x, domain=None):
+        """The last map before pooling, (B, D, H/16, W/16), of images x (B, 3, H, W); what Grad-CAM looks at."""
+        self.select_domain(domain)
+        x = self.backbone(x)
+        if self.global_branch is not None:
+            x = x + self.global_branch(x)  # sec. 3.1: "fused with the original"; the input map of CASAM, not the picture
+        if self.local_branch is not None:
+            x = self.local_branch(x)
+            x = self.post(x) if self.post is not None else x
+        return x
+
+    def encode(self, x, domain=None):
+        """Output(feat, pooled, logits) of one chunk; pooling and everything after it in float32 whatever autocast says."""
+        x = self.feature_map(x, domain)
+        with full_precision(x):
+            pooled = self.pool(x).flatten(1)  # (B, D)
+            feat = self.neck(pooled) if self.neck is not None else pooled
+            logits = self.classifier(feat) if self.classifier is not None else None
+            return Output(F.normalize(feat), pooled, logits)
+
+    def forward(self, x, domain=None):
+        """Unit rows (B, D) float32 of images x (B, 3, H, W); in train mode with a classifier, an Output.
+
+        domain (only after convert_dsbn; without it ignored): 0 source, 1 target; evaluation defaults to the last, the target.
+            In train mode also a tuple, e.g. (0, 1): the batch is cut in that many equal contiguous parts, one per domain, so
+            that DistributedDataParallel sees one forward pass and every parameter used.
+        Raises: ValueError in train mode if B is not divisible by (number of domains) x bn_groups.
+        """
+        if not self.training:
+            return self.encode(x, domain).feat
+        domains = domain if isinstance(domain, tuple) else (domain,)
+        parts = len(domains) * self.bn_groups
+        if len(x) == 0 or len(x) % parts:
+            raise ValueError(
+                f"a batch of {len(x)} does not divide into {len(domains)} domain(s) x {self.bn_groups} BN group(s): "
+                f"use a multiple of {parts}, or another --bn-groups"
+            )
+        outputs = [self.encode(chunk, domains[i // self.bn_groups]) for i, chunk in enumerate(x.chunk(parts))]
+        if self.classifier is None:
+            return torch.cat([output.feat for output in outputs])
+        return Output(*(torch.cat(tensors) for tensors in zip(*outputs)))
+
+    def select_domain(self, domain):
+        """Switch every DomainBatchNorm to its copy `domain`; None: the last copy, in evaluation only."""
+        for module in self.modules():
+            if isinstance(module, DomainBatchNorm):
+                module.domain = domain
+
+
+def trunk(name):
+    """The convolutional part of a torchvision ResNet with last stride 1 under torchvision's own key names, and its channels."""
+    resnet = models.get_model(name, weights=None)
+    for module in resnet.layer4[0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)  # sec. 3.1: the last down-sampling is removed
+    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    return nn.Sequential(OrderedDict((part, getattr(resnet, part)) for part in names)), resnet.fc.in_features
+
+
+def local_attention(channels, cam, cam_reduction, gate, casam_reduction, swap):
+    """The module of the local branch: attention on two equal channel halves, concatenated again."""
+    half = channels // 2
+    if swap:
+        return PerHalf(CASAM(half, casam_reduction), CASAM(half, casam_reduction))
+    if cam == "se":
+        return PerHalf(SE(half, cam_reduction), SE(half, cam_reduction))
+    return SplitAttention(channels, gate)
+
+
+def frozen_shift(norm):
+    """The batch normalisation with its shift held at 0."""
+    norm.bias.requires_grad_(False)
+    return norm
+
+
+# -------------------------------------------------------------------------------- batch normalisation with a copy a domain
+class DomainBatchNorm(nn.Module):
+    """One batch normalisation per domain; `domain` says which one runs. Paper silent: as in SpCL, which the paper cites."""
+
+    def __init__(self, norm, num_domains):
+        super().__init__()
+        self.copies = nn.ModuleList([copy.deepcopy(norm) for _ in range(num_domains)])
+        self.domain = None
+
+    def forward(self, x):
+        if self.domain is None and self.training:
+            raise ValueError("domain-specific BN in train mode: say which, model(x, domain=0 source | 1 target | (0, 1))")
+        return self.copies[-1 if self.domain is None else self.domain](x)
+
+
+def convert_dsbn(model, num_domains=2):
+    """Give every batch normalisation of the model (mutated, and returned) one copy per domain, all equal to the present one.
+
+    Call it after weights of a plain model were loaded and before the optimiser or DistributedDataParallel see the model.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(model, name, DomainBatchNorm(child, num_domains))
+        elif not isinstance(child, DomainBatchNorm):
+            convert_dsbn(child, num_domains)
+    return model
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+def load_backbone(model, source):
+    """Load weights into an AFF and print how many.
+
+    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (the 2022 paper's; downloaded by torchvision at the first
+        use and checked against its hash); or the path of a torchvision ResNet state_dict (trunk only) or of one of our
+        checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped.
+    Raises: FileNotFoundError if there is no such file or no network; ValueError if the file is no state_dict, or listing the
+        keys that are missing, unexpected or of another shape. Only torchvision's `fc.*` is ignored; a file without
+        `num_batches_tracked` (old torchvision) is complete.
+    """
+    if source == "none":
+        return
+    state = imagenet_state(model.backbone_name) if source == "imagenet" else read_state(source)
+    whole = any(key.startswith("backbone.") for key in state)
+    target = model if whole else model.backbone
+    ignored = [] if whole else [key for key in state if key.startswith("fc.")]
+    state = {key: value for key, value in state.items() if key not in ignored}
+    expected = target.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in state
+        if key in expected and state[key].shape != expected[key].shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
+    if any(faults.values()):
+        told = "; ".join(f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        raise ValueError(f"weights {source} do not fit the {'model' if whole else model.backbone_name + ' trunk'}: {told}")
+    target.load_state_dict(state, strict=False)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print(f"weights: {len(state)} tensors from {source} into the {'model' if whole else 'trunk'}, {len(ignored)} ignored")
+
+
+def imagenet_state(name):
+    """torchvision's IMAGENET1K_V1 state_dict of a ResNet, from its cache or its server."""
+    try:
+        return models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
+    except OSError as error:  # URLError is one
+        raise FileNotFoundError(
+            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); "
+            f"download {models.get_model_weights(name)['IMAGENET1K_V1'].url} elsewhere and pass --weights PATH, "
+            f"or train from random weights with --weights none"
+        ) from error
+
+
+def read_state(path):
+    """The state_dict in a file, prefixes stripped; a file of ours holds it under `state_dict`. No code in the file can run."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"weights: {path} is not a readable PyTorch state_dict ({error})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
+    return {strip_prefixes(key): value for key, value in state.items()}
+
+
+def strip_prefixes(key):
+    """A parameter's name without what DistributedDataParallel and torch.compile put before it."""
+    while key.startswith(("module.", "_orig_mod.")):
+        key = key.split(".", 1)[1]
+    return key

@@ -1,0 +1,1 @@
+"""Shared library of the five projects: data, samplers, kernels, evaluation, runtime."""

@@ -1,0 +1,132 @@
+"""Checkpoint files: written whole or not at all, read without running code, two kept.
+
+A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, extra, wall_s}: tensors and plain Python values only.
+"""
+
+import contextlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+SCHEMA = 1
+KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
+    """Write folder/checkpoint_<epoch>.pt in one atomic step and keep the `keep` newest.
+
+    Raises: OSError naming the path and the bytes needed when it cannot be written; older files stay as they were.
+    """
+    path = folder / f"checkpoint_{epoch:04d}.pt"
+    replace(path, lambda file: torch.save(state, file))
+    for old in listed(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def replace(path: Path, write_to) -> None:
+    """Call write_to(binary file) on a temporary file beside `path`, flush it to the disk and move it into place.
+
+    Raises: OSError with path and bytes written so far; the temporary file is removed and `path` is left as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    written = 0
+    try:
+        with open(temporary, "wb") as file:
+            try:
+                write_to(file)
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                with contextlib.suppress(OSError, ValueError):
+                    written = file.tell()
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        raise OSError(f"could not write {path} ({written} bytes written): {error}; free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("checkpoint_[0-9]*.pt"), key=epoch_of)
+
+
+def newest(folder: Path) -> Path | None:
+    return (listed(folder) or [None])[-1]
+
+
+def epoch_of(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
+
+
+def clear(folder: Path) -> None:
+    for path in listed(folder):
+        path.unlink()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict:
+    """The content of one of our checkpoints, on the CPU.
+
+    Raises: FileNotFoundError; ValueError for a cut or foreign file, naming the previous checkpoint where there is one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({_first_line(error)}){_previous(path)}") from error
+    if not isinstance(state, dict) or not KEYS <= state.keys():
+        missing = sorted(KEYS - set(state)) if isinstance(state, dict) else sorted(KEYS)
+        raise ValueError(f"{path} is no checkpoint of this repository (it lacks {', '.join(missing)}){_previous(path)}")
+    if state["schema"] != SCHEMA:
+        raise ValueError(f"{path} has checkpoint schema {state['schema']}, this code reads {SCHEMA}")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _previous(path: Path) -> str:
+    older = [p for p in listed(path.parent) if p != path] if path.stem.startswith("checkpoint_") else []
+    return f"; the previous one is {older[-1]}: continue with --resume {older[-1]}" if older else ""
+
+
+def strip_prefixes(state_dict: dict) -> dict:
+    """Keys without the `module.` and `_orig_mod.` that wrappers add."""
+
+    def strip(key: str) -> str:
+        while key.startswith(PREFIXES):
+            key = key.split(".", 1)[1]
+        return key
+
+    return {strip(k): v for k, v in state_dict.items()}
+
+
+def fit(model: torch.nn.Module, state_dict: dict, source: Path | str) -> None:
+    """Load state_dict into model, strictly (mutates model).
+
+    Raises: ValueError listing missing keys, unexpected keys and wrong shapes.
+    """
+    state_dict, own = strip_prefixes(state_dict), model.state_dict()
+    problems = {"missing": [k for k in own if k not in state_dict],
+                "unexpected": [k for k in state_dict if k not in own],
+                "of another shape": [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+                                     for k, v in state_dict.items() if k in own and v.shape != own[k].shape]}
+    if any(problems.values()):
+        text = "; ".join(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in problems.items() if names)
+        raise ValueError(f"{source} does not fit the model: {text}")
+    model.load_state_dict(state_dict)

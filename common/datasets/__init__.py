@@ -1,0 +1,46 @@
+"""Data sets of person re-identification, read from their authors' own trees.
+
+    data = datasets.load("market", "data")        # Dataset(name, root, kind, train, query, gallery)
+    python -m common.datasets market --data-dir data          # print its statistics
+    python -m common.datasets check market --data-dir data    # open every image
+
+A data set is one module here with load(data_dir, **options) -> Dataset; adding its name to NAMES is all it takes.
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+
+from common.datasets.base import Dataset, Sample, labels
+
+__all__ = ["Dataset", "Sample", "canonical", "labels", "load"]
+
+NAMES = {  # canonical name -> other names
+    "market": ("market1501", "market-1501"),
+    "duke": ("dukemtmc", "dukemtmcreid", "dukemtmc-reid"),
+    "cuhk03": ("cuhk03-np", "cuhk03_np"),
+    "msmt17": ("msmt", "msmt17_v1", "msmt17_v2"),
+}
+
+
+def canonical(name: str) -> str:
+    """The name of the module that reads the data set called name (any case). Raises ValueError listing the known names."""
+    wanted = name.lower()
+    for known, others in NAMES.items():
+        if wanted == known or wanted in others:
+            return known
+    raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
+
+
+def load(name: str, data_dir: str | Path = "data", **options) -> Dataset:
+    """The data set called name, found under data_dir; options as the keyword arguments of its module's load().
+
+    Raises: ValueError for unknown names, options, file names and for empty splits; FileNotFoundError with the trees tried.
+    """
+    name = canonical(name)
+    module = importlib.import_module(f"common.datasets.{name}")
+    known = list(inspect.signature(module.load).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    return module.load(data_dir, **options)

@@ -1,0 +1,177 @@
+"""What every data set module shares: samples, the Dataset record, the search for its tree, and reading of file names."""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+HARMLESS = {"thumbs.db", ".ds_store", "desktop.ini", "@eadir", "__macosx"}  # left behind by file managers, not by the authors
+MARKER = "SYNTHETIC"  # file that common.synthetic writes into the root of a data set
+SPLITS = ("train", "query", "gallery")
+BOX_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+
+
+class Sample(NamedTuple):
+    """One image: pid is the raw identity (0 distractor, -1 junk), camid counts from 0."""
+
+    path: str
+    pid: int
+    camid: int
+    modality: str = "rgb"
+    clothes: int = -1
+    mask: str | None = None
+
+
+@dataclass
+class Dataset:
+    """A loaded data set; train, query and gallery are lists of Sample, sorted by path relative to root (POSIX order)."""
+
+    name: str
+    root: Path
+    kind: str  # "real" | "synthetic"
+    train: list[Sample]
+    query: list[Sample]
+    gallery: list[Sample]
+    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # split -> images without junk, ids, cameras
+
+    def statistics(self) -> str:
+        """Table of images, ids and cameras of each split; junk and distractors are counted apart and are no ids."""
+        lines = [f"{self.name} ({self.kind}) {self.root}",
+                 f"{'split':<8} {'images':>8} {'ids':>6} {'cameras':>8} {'distractors':>12} {'junk':>6}"]
+        for split in SPLITS:
+            samples = getattr(self, split)
+            images, ids, cameras = counts(samples)
+            junk = sum(s.pid == -1 for s in samples)
+            distractors = sum(s.pid == 0 for s in samples) if zero_is_distractor(self) else 0
+            lines.append(f"{split:<8} {images + junk:>8} {ids - bool(distractors):>6} {cameras:>8} {distractors:>12} {junk:>6}")
+        return "\n".join(lines)
+
+    def check(self) -> list[str]:
+        """Sentences about counts that differ from the published table, each also given as a warning; real data only."""
+        if self.kind == "synthetic":
+            return []
+        messages = []
+        for split, expected in self.published.items():
+            found = counts(getattr(self, split))
+            found = (found[0], found[1] - (split == "gallery" and zero_is_distractor(self)), found[2])
+            for what, have, want in zip(("images", "ids", "cameras"), found, expected):
+                if have != want:
+                    messages.append(f"{self.name}: {split} has {have} {what} under {self.root}, the published data set has "
+                                    f"{want}; results will not be comparable, so check the download")
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
+        return messages
+
+    def digest(self) -> str:
+        """Hex SHA-256 over the sorted relative paths and file sizes of all splits; the same wherever the data lies."""
+        paths = sorted({s.path for split in SPLITS for s in getattr(self, split)})
+        rows = sorted([Path(path).relative_to(self.root).as_posix(), os.path.getsize(path)] for path in paths)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def counts(samples: list[Sample]) -> tuple[int, int, int]:
+    """Numbers of images, ids (pid 0 included) and cameras of the samples that are not junk."""
+    kept = [s for s in samples if s.pid != -1]
+    return len(kept), len({s.pid for s in kept}), len({s.camid for s in kept})
+
+
+def zero_is_distractor(data: Dataset) -> bool:
+    """Whether pid 0 stands for distractors: it is in the gallery and no query or training image carries it."""
+    return any(s.pid == 0 for s in data.gallery) and not any(s.pid == 0 for s in data.query + data.train)
+
+
+def labels(samples: list[Sample]) -> np.ndarray:
+    """Training class of each sample, (N,) int64 in 0..C-1 by ascending pid. Raises ValueError for junk (pid -1)."""
+    pids = np.array([s.pid for s in samples], dtype=np.int64)
+    if len(pids) == 0:
+        return pids
+    if pids.min() < 0:
+        raise ValueError(f"{samples[int(pids.argmin())].path}: pid {pids.min()} is junk and cannot be a training class")
+    return np.unique(pids, return_inverse=True)[1].astype(np.int64).reshape(-1)
+
+
+def find_root(name: str, data_dir: str | Path, trees: tuple[str, ...], folders: tuple[str, ...], source: str) -> Path:
+    """First of data_dir/tree, then data_dir itself, that holds all folders.
+
+    Raises: FileNotFoundError that names the trees tried, or the folders missing from a tree that has some of them.
+    """
+    roots = [Path(data_dir) / tree for tree in trees] + [Path(data_dir)]
+    for root in roots:
+        if all((root / folder).exists() for folder in folders):
+            return root
+    for root in roots:
+        missing = [folder for folder in folders if not (root / folder).exists()]
+        if len(missing) < len(folders):
+            raise FileNotFoundError(f"{name}: {root} holds no {' and no '.join(missing)}; {remedy(name, source)}")
+    tried = ", ".join(str(root) for root in roots[:-1])
+    raise FileNotFoundError(f"{name}: no {folders[0]} under {tried} or {data_dir} itself; {remedy(name, source)}")
+
+
+def remedy(name: str, source: str) -> str:
+    """Where the data comes from and what to do without it, as the end of an error message."""
+    return f"{source}, or write a synthetic stand-in with: python -m common.synthetic {name} --out data (README, Datasets)"
+
+
+def kind_of(root: Path) -> str:
+    """'synthetic' when the marker file lies in root or in the folder that holds it, else 'real'."""
+    return "synthetic" if (root / MARKER).exists() or (root.parent / MARKER).exists() else "real"
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files of one folder, sorted by name. Raises ValueError naming entries that are neither images nor harmless."""
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    kept = [e for e in entries if e.name.lower() not in HARMLESS and not e.name.startswith("._")]
+    refuse(folder, [e.name for e in kept if e.suffix.lower() not in SUFFIXES or e.is_dir()],
+           f"no image file ({', '.join(SUFFIXES)})")
+    return kept
+
+
+def scan(folder: Path, pattern: re.Pattern, to_sample: Callable[[Path, re.Match], Sample]) -> list[Sample]:
+    """Samples of one folder, sorted by file name. Raises ValueError naming files whose names do not match the pattern."""
+    files = image_files(folder)
+    matches = [pattern.match(file.name) for file in files]
+    refuse(folder, [file.name for file, match in zip(files, matches) if match is None],
+           f"not named as the data set names its images ({pattern.pattern})")
+    return [to_sample(file, match) for file, match in zip(files, matches)]
+
+
+def scan_boxes(root: Path, pattern: re.Pattern) -> dict[str, list[Sample]]:
+    """The three lists of a tree in Market-1501's layout; the pattern's groups are pid and camera (from 1)."""
+    def to_sample(file: Path, match: re.Match) -> Sample:
+        return Sample(str(file), int(match[1]), int(match[2]) - 1)
+    return {split: scan(root / folder, pattern, to_sample) for split, folder in BOX_FOLDERS.items()}
+
+
+def refuse(folder: Path, names: list[str], why: str) -> None:
+    """ValueError that names at most five of the names, if there are any."""
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ValueError(f"{folder}: {shown}: {why}; rename or remove what does not belong there")
+
+
+def assemble(name: str, root: Path, splits: dict[str, list[Sample]], published: dict[str, tuple[int, int, int]]) -> Dataset:
+    """Dataset from its three lists, sorted, checked at the door; warns about counts off the published table.
+
+    Raises: ValueError for a split without images, a camera number below 1 in a name, or a single camera in query and gallery.
+    """
+    root = Path(root)
+    for split in SPLITS:
+        if not splits[split]:
+            raise ValueError(f"{name}: {split} has no images under {root}; the download or its extraction is incomplete")
+        negative = [s.path for s in splits[split] if s.camid < 0]
+        refuse(root, negative, "camera 0 in the file name, cameras count from 1")
+    if len({s.camid for s in splits["query"] + splits["gallery"]}) == 1:
+        raise ValueError(f"{name}: every query and gallery image under {root} has camera {splits['query'][0].camid + 1}, so no "
+                         f"query has a match on another camera; check the camera numbers in the file names")
+    ordered = {split: sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
+               for split, samples in splits.items()}
+    data = Dataset(name, root, kind_of(root), ordered["train"], ordered["query"], ordered["gallery"], published)
+    data.check()
+    return data

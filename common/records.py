@@ -1,0 +1,102 @@
+"""Rows of experiments.yaml, the log of a run and its result file."""
+
+import difflib
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+
+from common.checkpoints import replace
+
+SCHEMA = 1
+ROW_KEYS = {"paper", "args", "script", "needs", "note"}
+
+
+def load_rows(project_dir: Path) -> dict[str, dict]:
+    """Row name -> {paper, args, script, needs, note} of <project>/experiments.yaml.
+
+    Raises: FileNotFoundError; ValueError for unknown keys or values of the wrong kind.
+    """
+    path = Path(project_dir) / "experiments.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: every project lists its rows there")
+    rows = yaml.safe_load(path.read_text()) or {}
+    for name, row in rows.items():
+        unknown = set(row) - ROW_KEYS
+        if unknown:
+            raise ValueError(f"{path}: row {name} has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(ROW_KEYS))}")
+        if not isinstance(row.get("args", ""), str) or not isinstance(row.get("paper", {}), dict):
+            raise ValueError(f"{path}: row {name}: args must be a string and paper a mapping")
+    return rows
+
+
+def unknown_row(project: str, name: str, rows: dict) -> str:
+    """One sentence that says a row does not exist and which names come close."""
+    close = difflib.get_close_matches(name, rows, 3, 0.3) or list(rows)[:3]
+    return f"no row {name} in {project}/experiments.yaml; close: {', '.join(close)}"
+
+
+def digest(value) -> str:
+    """Eight hex digits of a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def append_log(path: Path, line: dict) -> None:
+    """Append one JSON object; values are plain numbers, strings, lists or dicts, never times, so that equal runs log equal lines."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def trim_log(path: Path, epoch: int) -> None:
+    """Drop the lines after `epoch` and a torn last line: what a killed run logged beyond its last checkpoint."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["epoch"] <= epoch:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    replace(path, lambda file: file.write("".join(kept).encode()))
+
+
+def write_result(path: Path, result: dict, log: Path) -> None:
+    """Write the result file in one atomic step, after a copy of the run's log beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if log.is_file():
+        replace(path.with_suffix(".log.jsonl"), lambda file: file.write(log.read_bytes()))
+    text = json.dumps(result, indent=1, sort_keys=True, default=str)
+    replace(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def environment() -> dict:
+    """Versions and processor, as result files record them."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
+            "cuda": torch.version.cuda if torch.cuda.is_available() else None, "cpu": _cpu(), "threads": torch.get_num_threads()}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0] if names else platform.processor()
+
+
+def git_state(root: Path) -> dict:
+    """{"commit": hash, "dirty": bool}; None where there is no git or no commit. Files under results/ do not make it dirty."""
+    if shutil.which("git") is None:
+        return {"commit": None, "dirty": None}
+
+    def git(*words):
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--", ".", ":!results")
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())} if commit.returncode == 0 else {"commit": None, "dirty": None}
