@@ -1,23 +1,25 @@
 """Size and cost of AFF (paper Table 8): parameters, FLOPs and activation memory of one image; no weights, no data, no GPU.
 
-    python aff_scl/complexity.py                        # Table 8; the paper prints 26.70 M, 9.17 G, 186.26 MB for its network
-    python aff_scl/complexity.py --height 256 --width 128 --json
+    python aff_scl/complexity.py                        # Table 8; the paper prints 26.70 M, 9.17 G, 186.26 MB for
+    its network python aff_scl/complexity.py --height 256 --width 128 --json
     python aff_scl/complexity.py --row table8/ours      # the same numbers into a result file
 
-Two conventions side by side. `params flops memory_mb` follow torchstat, with which Table 8 was made: leaf modules only, the
-last call of a module counts, batch axis dropped, and
+Two conventions side by side. `params flops memory_mb` follow torchstat, with which Table 8 was made: leaf modules
+only, the last call of a module counts, batch axis dropped, and
 
     FLOPs      Conv2d multiply-adds (+ 1 per output with a bias), Linear in x out, BatchNorm2d 2 x numel, ReLU numel,
-               MaxPool2d and AvgPool2d input numel, everything else (adaptive pools, sigmoid, BatchNorm1d, functional calls) 0
+               MaxPool2d and AvgPool2d input numel, everything else (adaptive pools, sigmoid, BatchNorm1d, functional
+               calls) 0
     memory_mb  outputs of leaf modules x 4 bytes / 2^20: activations, not weights; a ReLU used three times counts once
     params     parameters of the leaf modules that were called
 
-`exact_*` is what happens: all parameters; multiply-adds of every convolution and matrix product, each call counted; and the
-bytes of every tensor that one forward pass in evaluation mode allocates, functional calls included, in MB = 2^20 bytes.
+`exact_*` is what happens: all parameters; multiply-adds of every convolution and matrix product, each call counted;
+and the bytes of every tensor that one forward pass in evaluation mode allocates, functional calls included, in MB =
+2^20 bytes.
 
-Deviation: the paper prints no input size. 384x192, the default of APNet, is where its three numbers come out; the accuracy
-tables use 256x128, and the row of that size is the honest one. Its competitors were measured each at the default size of their
-own code (MGN 384x128, MHN 336x168), so the rows of Table 8 do not compare with each other.
+Deviation: the paper prints no input size. 384x192, the default of APNet, is where its three numbers come out; the
+accuracy tables use 256x128, and the row of that size is the honest one. Its competitors were measured each at the
+default size of their own code (MGN 384x128, MHN 336x168), so the rows of Table 8 do not compare with each other.
 """
 
 import argparse

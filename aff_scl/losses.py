@@ -1,8 +1,8 @@
 """Symmetric contrast learning (paper sec. 3.4, Figure 2 right): the two memories, Eqs. (7)-(14), and the baseline's losses.
 
-Two unit rows a class: its running mean and its running hard sample. Images are pulled to both rows of their class and pushed
-from those of all other classes; a balance loss keeps the two predictions together. Losses and memories are float32 whatever
-autocast says. Everything is deterministic, on CUDA too.
+Two unit rows a class: its running mean and its running hard sample. Images are pulled to both rows of their class
+and pushed from those of all other classes; a balance loss keeps the two predictions together. Losses and memories
+are float32 whatever autocast says. Everything is deterministic, on CUDA too.
 """
 
 import math
@@ -30,10 +30,10 @@ def info_nce(q, rows, labels, tau):
 
     Args: q (B, D) unit rows; rows (C, D) unit rows, held constant; labels (B,) int64 in [0, C); tau > 0, temperature.
     Returns: () float32, nats, mean over the batch.
-    Raises: ValueError if a label is outside [0, C), so outliers (-1) never train; on CUDA, where looking would stop the host
-        at every step, cross_entropy's device-side assertion raises instead.
-    Paper error: Eqs. (7), (9), (11) print tau outside exp, where it cancels, and sum over i = 0..K of K classes; we divide
-        inside, as InfoNCE does, and sum over the classes there are.
+    Raises: ValueError if a label is outside [0, C), so outliers (-1) never train; on CUDA, where looking would stop
+        the host at every step, cross_entropy's device-side assertion raises instead.
+    Paper error: Eqs. (7), (9), (11) print tau outside exp, where it cancels, and sum over i = 0..K of K classes; we
+        divide inside, as InfoNCE does, and sum over the classes there are.
     Paper silent: the reduction; we take the mean over the batch.
     """
     check_batch(q, labels, len(rows))
@@ -68,12 +68,14 @@ def balance_loss(q, memory, labels, tau, form="logits"):
     Args: q (B, D) unit rows; memory: a Memory of C classes, not changed; labels (B,) int64 in [0, C); form, what x is:
         "logits": x[n, j] = (q_n . c_j - stopgrad(q_n . hard_j)) / tau, mean of psi over n and j;
         "logits_pos": the same with j = label of n only, mean over n;
-        "memory": x = c_i - hard_i after this batch's update, kept differentiable, summed over D, mean over identities i;
+        "memory": x = c_i - hard_i after this batch's update, kept differentiable, summed over D, mean over
+        identities i;
         "none": 0.
     Returns: () float32.
-    Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term would do
-        nothing. The text speaks of two features "generated in the storage unit prediction" and of a consistency loss;
-        "logits" is the consistency term of Dual Cluster Contrastive, which the paper cites, weighted 1/4 there too.
+    Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term
+        would do nothing. The text speaks of two features "generated in the storage unit prediction" and of a
+        consistency loss; "logits" is the consistency term of Dual Cluster Contrastive, which the paper cites,
+        weighted 1/4 there too.
     """
     if form not in BALANCE_FORMS:
         raise ValueError(f"balance loss: {form!r} is none of {', '.join(BALANCE_FORMS)}")
@@ -92,8 +94,8 @@ def balance_loss(q, memory, labels, tau, form="logits"):
 def symmetric_contrast(q, labels, memory, tau=0.05, lambda1=0.75, lambda2=0.25, lb="logits"):
     """Total loss of a batch, Eq. (8): lambda1 L_hard + lambda2 L_ave + L_b.
 
-    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed: call memory.update(q, labels)
-        afterwards; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
+    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed: call memory.update(q,
+        labels) afterwards; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
     Returns: () float32 and the detached parts {"hard", "mean", "balance"}, unweighted.
     """
     hard = hard_contrast(q, memory.hards, labels, tau)
@@ -153,9 +155,11 @@ def class_groups(feats, labels, num_classes=None):
 class Memory:
     """The two memories of an epoch (Figure 2): class means c and hard samples q_hard, plain tensors, no parameters.
 
-    Args: means, hards (C, D) unit rows, kept as they are in float32; momentum m in [0, 1], the weight of the OLD row in Eqs. (10), (13);
-        hard_ref: "mean", the hard sample of an identity is the one least similar to its mean, Eq. (12), or "hard", to its
-        hard row (as HHCL's code). Paper silent: m; 0.1 is the lineage's value, so a step replaces nine tenths of a row.
+    Args: means, hards (C, D) unit rows, kept as they are in float32; momentum m in [0, 1], the weight of the OLD row
+    in Eqs. (10), (13);
+        hard_ref: "mean", the hard sample of an identity is the one least similar to its mean, Eq. (12), or "hard",
+        to its hard row (as HHCL's code). Paper silent: m; 0.1 is the lineage's value, so a step replaces nine tenths
+        of a row.
     """
 
     def __init__(self, means, hards, momentum=0.1, hard_ref="mean"):
@@ -173,8 +177,8 @@ class Memory:
     def from_features(cls, feats, labels, momentum=0.1, hard_init="mean", hard_ref="mean", num_classes=None):
         """Memory of the classes of extracted features; feats (N, D), labels (N,), -1 ignored; raises as class_means.
 
-        hard_init: "mean", both memories start at the class means (Paper silent: as in HHCL); "hardest", q_hard starts at the
-        member least similar to the mean, the first of equals (sec. 3.4.2 read literally).
+        hard_init: "mean", both memories start at the class means (Paper silent: as in HHCL); "hardest", q_hard
+        starts at the member least similar to the mean, the first of equals (sec. 3.4.2 read literally).
         """
         if hard_init not in ("mean", "hardest"):
             raise ValueError(f"hard_init: {hard_init!r} is neither mean nor hardest")
@@ -208,10 +212,10 @@ class Memory:
     def updated_rows(self, q, labels):
         """New rows of every image's class after this batch, Eqs. (10), (12), (13), differentiable in q.
 
-        Args: q (B, D) unit rows; labels (B,) in [0, C). Returns: means (B, D), hards (B, D), unit rows, equal to the bit for
-        images of one class; share (B,), 1 / images of that class in the batch. Work and memory O(B^2 + B D), whatever C.
-        The mean is a (B, B) matmul in float64: exact, out of reach of autocast and TF32, and deterministic on CUDA, which
-        index_add is not.
+        Args: q (B, D) unit rows; labels (B,) in [0, C). Returns: means (B, D), hards (B, D), unit rows, equal to the
+        bit for images of one class; share (B,), 1 / images of that class in the batch. Work and memory O(B^2 + B D),
+        whatever C. The mean is a (B, B) matmul in float64: exact, out of reach of autocast and TF32, and
+        deterministic on CUDA, which index_add is not.
         """
         check_batch(q, labels, len(self))
         q = q.to(torch.promote_types(q.dtype, torch.float32))
@@ -233,7 +237,8 @@ class Memory:
 
         q (B, D) unit rows and labels (B,) in [0, C), of all ranks together, so that every rank holds the same memory.
         Rows are replaced in new tensors, so a loss computed from the old ones can still be differentiated.
-        Paper silent: rows are brought back to unit length, as in the lineage; both similarities use rows from before the step.
+        Paper silent: rows are brought back to unit length, as in the lineage; both similarities use rows from before
+        the step.
         """
         means, hards, _ = self.updated_rows(q.detach(), labels)
         self.means = self.means.index_put((labels,), means.float())  # images of one class write one and the same row

@@ -1,7 +1,7 @@
 """AFF, the attention-guided fine-grained feature network (paper sec. 3.3, Figure 2 left), and its weights.
 
-ResNet trunk -> CASAM on the whole map, added to the map (global branch, Eqs. (1)-(4)) -> the map cut in two channel halves
--> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, average pooling, BNNeck, unit rows.
+ResNet trunk -> CASAM on the whole map, added to the map (global branch, Eqs. (1)-(4)) -> the map cut in two channel
+halves -> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, average pooling, BNNeck, unit rows.
 """
 
 import copy
@@ -117,8 +117,9 @@ class SE(nn.Module):
 class SplitAttention(nn.Module):
     """CAM on both halves from one shared squeeze (radix-2 split attention), (B, C, H, W) -> (B, C, H, W).
 
-    Deviation: Eqs. (5)-(6) squeeze every half for itself (cam="se"). This form, from the second pyramid level of APNet that
-    the paper cites as its inspiration, is the only one found that gives Table 8's three numbers without an invented layer.
+    Deviation: Eqs. (5)-(6) squeeze every half for itself (cam="se"). This form, from the second pyramid level of
+    APNet that the paper cites as its inspiration, is the only one found that gives Table 8's three numbers without
+    an invented layer.
     """
 
     def __init__(self, channels, gate="sigmoid"):
@@ -162,11 +163,11 @@ class AFF(nn.Module):
         swap: SE on the whole map and one CASAM per half, as one sentence under Table 7 has it.
         neck: "bn" (BNNeck: scale 1, shift frozen at 0) or "none".
         num_classes: 0, or the rows of a bias-free linear classifier on the neck's output.
-        bn_groups: G; in train mode the batch runs as G contiguous chunks one after another, so that batch statistics are over
-            B/G images, as on G GPUs. Running statistics are then updated G times a step.
+        bn_groups: G; in train mode the batch runs as G contiguous chunks one after another, so that batch statistics
+            are over B/G images, as on G GPUs. Running statistics are then updated G times a step.
         pretrained: None, or a source for load_backbone.
-    Paper error: the text under Table 7 says CASAM for local, CAM for global; abstract, Figure 2, sec. 3.1 and 3.3 say the
-        reverse, which is the default here.
+    Paper error: the text under Table 7 says CASAM for local, CAM for global; abstract, Figure 2, sec. 3.1 and 3.3
+        say the reverse, which is the default here.
     """
 
     def __init__(
@@ -208,7 +209,8 @@ class AFF(nn.Module):
     def set_classifier(self, weight):
         """Give the model a new bias-free linear classifier with these rows (K, D), or none at all for None.
 
-        Table 4, first row: one a epoch, its rows the unit cluster means. The optimiser must be told about the new parameter.
+        Table 4, first row: one a epoch, its rows the unit cluster means. The optimiser must be told about the new
+        parameter.
         """
         self.classifier = None
         if weight is not None:
@@ -239,9 +241,9 @@ class AFF(nn.Module):
     def forward(self, x, domain=None):
         """Unit rows (B, D) float32 of images x (B, 3, H, W); in train mode with a classifier, an Output.
 
-        domain (only after convert_dsbn; without it ignored): 0 source, 1 target; evaluation defaults to the last, the target.
-            In train mode also a tuple, e.g. (0, 1): the batch is cut in that many equal contiguous parts, one per domain, so
-            that DistributedDataParallel sees one forward pass and every parameter used.
+        domain (only after convert_dsbn; without it ignored): 0 source, 1 target; evaluation defaults to the last,
+            the target. In train mode also a tuple, e.g. (0, 1): the batch is cut in that many equal contiguous
+            parts, one per domain, so that DistributedDataParallel sees one forward pass and every parameter used.
         Raises: ValueError in train mode if B is not divisible by (number of domains) x bn_groups.
         """
         if not self.training:
@@ -309,7 +311,8 @@ class DomainBatchNorm(nn.Module):
 def convert_dsbn(model, num_domains=2):
     """Give every batch normalisation of the model (mutated, and returned) one copy per domain, all equal to the present one.
 
-    Call it after weights of a plain model were loaded and before the optimiser or DistributedDataParallel see the model.
+    Call it after weights of a plain model were loaded and before the optimiser or DistributedDataParallel see the
+    model.
     """
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -323,12 +326,12 @@ def convert_dsbn(model, num_domains=2):
 def load_backbone(model, source):
     """Load weights into an AFF and print how many.
 
-    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (the 2022 paper's; downloaded by torchvision at the first
-        use and checked against its hash); or the path of a torchvision ResNet state_dict (trunk only) or of one of our
-        checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped.
-    Raises: FileNotFoundError if there is no such file or no network; ValueError if the file is no state_dict, or listing the
-        keys that are missing, unexpected or of another shape. Only torchvision's `fc.*` is ignored; a file without
-        `num_batches_tracked` (old torchvision) is complete.
+    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (the 2022 paper's; downloaded by torchvision at the
+        first use and checked against its hash); or the path of a torchvision ResNet state_dict (trunk only) or of
+        one of our checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped.
+    Raises: FileNotFoundError if there is no such file or no network; ValueError if the file is no state_dict, or
+        listing the keys that are missing, unexpected or of another shape. Only torchvision's `fc.*` is ignored; a
+        file without `num_batches_tracked` (old torchvision) is complete.
     """
     if source == "none":
         return

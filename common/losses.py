@@ -8,14 +8,15 @@ from torch import Tensor
 def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:
     """Batch-hard triplet loss: the farthest positive and the nearest negative of every anchor, mean over the anchors.
 
-    From Hermans et al., "In Defense of the Triplet Loss" (2017): max(0, d(a, p) - d(a, n) + margin), or with margin=None its
-    soft form log(1 + exp(d(a, p) - d(a, n))). d is the Euclidean distance of the features as they are; ties go to the first
-    index; anchors without a positive or without a negative in the batch do not count.
+    From Hermans et al., "In Defense of the Triplet Loss" (2017): max(0, d(a, p) - d(a, n) + margin), or with
+    margin=None its soft form log(1 + exp(d(a, p) - d(a, n))). d is the Euclidean distance of the features as they
+    are; ties go to the first index; anchors without a positive or without a negative in the batch do not count.
 
     Args: feats (B, D), any float type, computed in float32 (float64 stays); labels (B,) integers.
     Returns: () float32. Gradients reach only the chosen pairs; memory O(B^2 + B D).
     Raises: ValueError on wrong shapes; on the CPU also if no anchor has both a positive and a negative. On CUDA that
-        question would stop the host at every step, so there the result is NaN, which a training loop has to refuse anyway.
+        question would stop the host at every step, so there the result is NaN, which a training loop has to refuse
+        anyway.
     """
     if feats.ndim != 2 or labels.shape != feats.shape[:1]:
         raise ValueError(f"expected feats (B, D) and labels (B,), got {tuple(feats.shape)} and {tuple(labels.shape)}")

@@ -165,7 +165,7 @@ def foreign_flags(result: Result, root: Path, row: dict) -> str:
     """The method flags in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when it is the row's own."""
     expected = row_args(Path(root), result.content["project"], row.get("script", "train.py"), ("--row", result.row))
     changed = differences(result.content["args"], vars(expected))
-    return ", ".join(f"--{key.replace('_', '-')} {was} (row: {row})" for key, (was, row) in changed.items())
+    return ", ".join(f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items())
 
 
 @lru_cache(maxsize=None)

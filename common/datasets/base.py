@@ -16,6 +16,7 @@ HARMLESS = {"thumbs.db", ".ds_store", "desktop.ini", "@eadir", "__macosx"}  # le
 MARKER = "SYNTHETIC"  # file that common.synthetic writes into the root of a data set
 SPLITS = ("train", "query", "gallery")
 BOX_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+BOXES = tuple(BOX_FOLDERS.values())  # the layout of Market-1501, which others took over
 
 
 class Sample(NamedTuple):
@@ -97,21 +98,25 @@ def labels(samples: list[Sample]) -> np.ndarray:
     return np.unique(pids, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
-def find_root(name: str, data_dir: str | Path, trees: tuple[str, ...], folders: tuple[str, ...], source: str) -> Path:
-    """First of data_dir/tree, then data_dir itself, that holds all folders.
+def find_root(name: str, data_dir: str | Path, trees: tuple[str, ...], layouts: tuple[tuple[str, ...], ...],
+              source: str) -> tuple[Path, tuple[str, ...]]:
+    """First of data_dir/tree, then data_dir itself, that holds every path of one of the layouts, and that layout.
 
-    Raises: FileNotFoundError that names the trees tried, or the folders missing from a tree that has some of them.
+    Raises: FileNotFoundError that names the trees tried, or what is missing from a tree that has a part of a layout.
     """
     roots = [Path(data_dir) / tree for tree in trees] + [Path(data_dir)]
     for root in roots:
-        if all((root / folder).exists() for folder in folders):
-            return root
+        for layout in layouts:
+            if all((root / part).exists() for part in layout):
+                return root, layout
     for root in roots:
-        missing = [folder for folder in folders if not (root / folder).exists()]
-        if len(missing) < len(folders):
-            raise FileNotFoundError(f"{name}: {root} holds no {' and no '.join(missing)}; {remedy(name, source)}")
+        for layout in layouts:
+            missing = [part for part in layout if not (root / part).exists()]
+            if len(missing) < len(layout):
+                raise FileNotFoundError(f"{name}: {root} holds no {' and no '.join(missing)}; {remedy(name, source)}")
+    wanted = " or ".join(layout[0] for layout in layouts)
     tried = ", ".join(str(root) for root in roots[:-1])
-    raise FileNotFoundError(f"{name}: no {folders[0]} under {tried} or {data_dir} itself; {remedy(name, source)}")
+    raise FileNotFoundError(f"{name}: no {wanted} under {tried} or {data_dir} itself; {remedy(name, source)}")
 
 
 def remedy(name: str, source: str) -> str:

@@ -6,7 +6,7 @@ Names: 0001_c2_f0046182.jpg is pid 1, camera 2. The gallery holds 408 ids withou
 import re
 from pathlib import Path
 
-from common.datasets.base import BOX_FOLDERS, Dataset, assemble, find_root, scan_boxes
+from common.datasets.base import BOXES, Dataset, assemble, find_root, scan_boxes
 
 TREES = ("dukemtmcreid/DukeMTMC-reID", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid")
 SOURCE = "DukeMTMC was withdrawn by its authors and has no official source any more, so bring a copy you may use"
@@ -16,5 +16,5 @@ PUBLISHED = {"train": (16522, 702, 8), "query": (2228, 702, 8), "gallery": (1766
 
 def load(data_dir: str | Path) -> Dataset:
     """DukeMTMC-reID."""
-    root = find_root("duke", data_dir, TREES, tuple(BOX_FOLDERS.values()), SOURCE)
+    root, _ = find_root("duke", data_dir, TREES, (BOXES,), SOURCE)
     return assemble("duke", root, scan_boxes(root, PATTERN), PUBLISHED)

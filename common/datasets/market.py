@@ -7,7 +7,7 @@ gallery (19,732 images, 15,913 without junk), since the evaluation knows what th
 import re
 from pathlib import Path
 
-from common.datasets.base import BOX_FOLDERS, Dataset, assemble, find_root, scan_boxes
+from common.datasets.base import BOXES, Dataset, assemble, find_root, scan_boxes
 
 TREES = ("market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "market1501")
 SOURCE = "get Market-1501-v15.09.15 from the project page of its authors (Liang Zheng, ICCV 2015) and put it there"
@@ -17,5 +17,5 @@ PUBLISHED = {"train": (12936, 751, 6), "query": (3368, 750, 6), "gallery": (1591
 
 def load(data_dir: str | Path) -> Dataset:
     """Market-1501 with all gallery images, distractors and junk included."""
-    root = find_root("market", data_dir, TREES, tuple(BOX_FOLDERS.values()), SOURCE)
+    root, _ = find_root("market", data_dir, TREES, (BOXES,), SOURCE)
     return assemble("market", root, scan_boxes(root, PATTERN), PUBLISHED)

@@ -9,14 +9,14 @@ and are different people; pid 0 is a person here, not a distractor.
 import re
 from pathlib import Path
 
-from common.datasets.base import BOX_FOLDERS, Dataset, Sample, assemble, find_root, refuse, scan_boxes
+from common.datasets.base import BOXES, Dataset, Sample, assemble, find_root, refuse, scan_boxes
 
 TREES = ("msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17_V1", "MSMT17_V2", "msmt17", "MSMT17")
 SOURCE = "request MSMT17 from its authors (PKU, Wei et al., CVPR 2018) and put it there"
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
-IMAGES = (("train", "test"), ("mask_train_v2", "mask_test_v2"))  # V1, V2
+LISTED = (("train", "test", *LISTS), ("mask_train_v2", "mask_test_v2", *LISTS))  # V1, V2
 PATTERN = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
-NAME = re.compile(r"\d+_\d+_(\d+)_")
+LINE = re.compile(r"((?:.*/)?[^/_]+_[^/_]+_(\d+)_[^/]*) (\d+)")  # path with camera, pid
 PUBLISHED = {"train": (32621, 1041, 15), "query": (11659, 3060, 15), "gallery": (82161, 3060, 15)}
 PUBLISHED_WITHOUT_VAL = {**PUBLISHED, "train": (30248, 1041, 15)}
 
@@ -26,14 +26,27 @@ def load(data_dir: str | Path, combine: bool = True) -> Dataset:
 
     Raises: ValueError for combine=False on the re-layout, which does not say what was validation.
     """
-    folders = tuple(BOX_FOLDERS.values())
-    listed = [root for root in candidates(data_dir) if (root / LISTS[0]).exists()]
-    boxed = [root for root in candidates(data_dir) if all((root / folder).exists() for folder in folders)]
-    if not listed and not boxed:
-        raise missing(data_dir)
-    if listed:
+    root, layout = find_root("msmt17", data_dir, TREES, (*LISTED, BOXES), SOURCE)
+    if layout != BOXES:
         published = PUBLISHED if combine else PUBLISHED_WITHOUT_VAL
-        return assemble("msmt17", listed[0], read_lists(listed[0], combine), published)
+        return assemble("msmt17", root, read_lists(root, *layout[:2], combine), published)
     if not combine:
-        raise ValueError(f"msmt17: {boxed[0]} has no list_val.txt, so validation cannot be left out; use the authors' own tree")
-    return assemble("msmt17", boxed[0], scan_boxes(boxed[0], PATTERN), PUBLISHED)
+        raise ValueError(f"msmt17: {root} has no list_val.txt, so validation cannot be left out; use the authors' own tree")
+    return assemble("msmt17", root, scan_boxes(root, PATTERN), PUBLISHED)
+
+
+def read_lists(root: Path, train: str, test: str, combine: bool) -> dict[str, list[Sample]]:
+    """The three lists of Sample from the authors' list files."""
+    training = read_list(root / "list_train.txt", root / train)
+    if combine:
+        training += read_list(root / "list_val.txt", root / train)
+    return {"train": training, "query": read_list(root / "list_query.txt", root / test),
+            "gallery": read_list(root / "list_gallery.txt", root / test)}
+
+
+def read_list(file: Path, folder: Path) -> list[Sample]:
+    """Samples of one list file. Raises ValueError naming lines that are not 'path pid' with a camera in the path's name."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    matches = [LINE.fullmatch(line) for line in lines]
+    refuse(file, [line for line, match in zip(lines, matches) if match is None], "not a line like '0000/0000_000_01_x.jpg 0'")
+    return [Sample(str(folder / match[1]), int(match[3]), int(match[2]) - 1) for match in matches]

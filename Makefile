@@ -1,0 +1,37 @@
+# Every target sets up .venv on first use (Python >= 3.10 and a network for pip are all it needs).
+# With an environment of your own, run the python commands below directly.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
+
+.PHONY: demo test test-fast bench tables
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready
+	$(PY) aff_scl/train.py --row demo --resume
+	$(PY) aff_scl/test.py --checkpoint $(DEMO)
+	$(PY) results/render.py aff_scl
+	@echo "result file  results/aff_scl/market-synthetic-small/demo/seed0.json"
+	@echo "pictures     $(DEMO)/rank_list.png and cmc.png"
+	@echo "tables       results/README.md"
+
+test: $(VENV)/.ready
+	$(PY) -m pytest -q
+
+test-fast: $(VENV)/.ready
+	$(PY) -m pytest -q -m "not slow"
+
+bench: $(VENV)/.ready
+	$(PY) tests/benchmarks/bench_evaluation.py
+	$(PY) tests/benchmarks/bench_jaccard.py
+	$(PY) tests/benchmarks/bench_data.py
+
+tables: $(VENV)/.ready
+	$(PY) results/render.py
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

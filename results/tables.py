@@ -1,0 +1,247 @@
+"""The tables and sweeps of a paper as data: tables.yaml + experiments.yaml + result files -> Table, Line, Cell.
+
+tables.yaml: table or figure id -> mapping, in the order of the page. Values are in the units of result files: retrieval metrics are fractions.
+
+    table2:
+      title: "Fully unsupervised ReID"                    # without "Table 2", which comes from the id
+      settings: [lambda1, lambda2]                        # optional headings of text columns after the name
+      columns: {Market-1501: [mAP, rank1], DukeMTMC-reID: [mAP, rank1]}        # group -> metrics, as printed
+      lines:                                              # each is cited, or rows, or settings only
+        - {name: SSL, year: 2020, cited: {Market-1501: [0.378, 0.717], DukeMTMC-reID: [0.286, null]}}
+        - {name: AFF_SCL, settings: ["0.75", "0.25"], rows: {Market-1501: table2/market}, note: "a footnote"}
+      notes: ["what is misprinted"]
+    figure4:                                              # a sweep: a table with one line per x, and a picture
+      title: "Effect of eps"
+      x: eps
+      metrics: [mAP, rank1]
+      curves: [{name: Market-1501, points: {0.55: figure4/market/eps=0.55, 0.65: table2/market}}]
+
+`rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word "cited".
+A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}. The paper's own numbers stand
+in experiments.yaml (`paper:`) and nowhere else.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from results.schema import Refused, Result, foreign_flags, is_retrieval, load_rows, read_all
+
+PLAIN = {"params": ("Params (M)", 1e-6, 2), "flops": ("FLOPs (G)", 1e-9, 2), "macs": ("MACs (G)", 1e-9, 2), "memory_mb": ("Memory (MB)", 1, 2)}
+TABLE_KEYS = {"title", "settings", "columns", "lines", "notes"}
+SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes"}
+LINE_KEYS = {"name", "year", "settings", "cited", "rows", "source", "note"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A printed column: shown value = stored value * scale, with `digits` decimals."""
+
+    group: str
+    metric: str
+    name: str
+    scale: float
+    digits: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in stored units: the mean over `n` seeds and its sample standard deviation (None for n < 2), and the files it comes from."""
+
+    value: float
+    std: float | None = None
+    n: int = 0
+    best_on_test: bool = False
+    files: tuple[Path, ...] = ()
+    flags: str = ""  # method flags that differ from the row's: synthetic runs only
+
+
+@dataclass
+class Line:
+    """A printed line. `paper` holds cited numbers or the paper's own; `real` and `synthetic[size]` hold ours, None where no file is."""
+
+    name: str
+    settings: list[str]
+    source: str  # "cited", "paper", ..., "" for text only
+    own: bool
+    paper: list[Cell | None]
+    real: list[Cell | None]
+    synthetic: dict[str, list[Cell | None]]
+    note: str = ""
+
+
+@dataclass
+class Table:
+    project: str
+    id: str
+    title: str
+    settings: list[str]
+    columns: list[Column]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+    sweep: str = ""  # the x axis, for a table that is also drawn
+
+    @property
+    def sizes(self) -> list[str]:
+        """Synthetic sizes with at least one number here."""
+        return sorted({size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True)
+
+
+@dataclass
+class Project:
+    """All that is shown of a project. `others` are results that stand in no table: (result, flags that differ from the row)."""
+
+    name: str
+    tables: list[Table]
+    results: list[Result]
+    others: list[tuple[Result, str]]
+
+
+def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
+    """Everything that is shown of a project. Raises: Refused for results, rows or tables that break a rule."""
+    rows, results = load_rows(root, project), read_all(root, project, results_dir)
+    departs = {r.path: foreign_flags(r, root, rows[r.row]) if r.row in rows else "" for r in results}
+    usable: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.row in rows and (result.size or not departs[result.path]):  # with other flags, real data fill no cell
+            usable.setdefault((result.row, result.size), []).append(result)
+    for found in usable.values():
+        _check_alike(found, {departs[r.path] for r in found})
+    path = Path(root) / project / "tables.yaml"
+    layout = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+    tables, shown = [], set()
+    for name, spec in layout.items():
+        where = f"{path}: {name}"
+        _known(spec, SWEEP_KEYS if "curves" in spec else TABLE_KEYS, where, required=("title",))
+        tables.append(_table(where, project, name, spec, rows, usable, departs))
+        shown |= {row for line in _lines(spec) for row in _row_names(line.get("rows", {}))}
+    others = [(r, departs[r.path]) for r in results if r.row not in shown or (departs[r.path] and not r.size)]
+    return Project(project, tables, results, others)
+
+
+def _check_alike(results: list[Result], flags: set[str]) -> None:
+    """Refuse a mean over runs that differ in more than the seed."""
+    first = results[0]
+    for other in results[1:]:
+        for what, a, b in (("data folder", first.data, other.data), ("protocol", first.content["protocol"], other.content["protocol"]),
+                           ("data digest", first.content["data"]["digest"], other.content["data"]["digest"])):
+            if a != b:
+                raise Refused(f"{other.path}: its {what} is not that of {first.path}; runs of one row may differ in the seed only")
+    if len(flags) > 1:
+        raise Refused(f"{first.path.parent}: its runs have different flags ({'; '.join(sorted(flags))}); keep one kind")
+
+
+# ------------------------------------------------------------------------------------------------------------- layout
+
+
+def _table(where: str, project: str, name: str, spec: dict, rows: dict, usable: dict, departs: dict) -> Table:
+    if "curves" in spec:
+        columns = {curve["name"]: spec["metrics"] for curve in spec["curves"]}
+        settings = [spec.get("x", "x")]
+    else:
+        columns, settings = spec.get("columns") or {}, list(spec.get("settings", []))
+    columns = [_column(group, metric, where) for group, metrics in columns.items() for metric in metrics]
+    lines = []
+    for line in _lines(spec):
+        _known(line, LINE_KEYS, f"{where}, line {line.get('name')!r}", required=("name",))
+        lines.append(_line(f"{where}, line {line['name']!r}", line, columns, settings, rows, usable, departs))
+    return Table(project, name, spec["title"], settings, columns, lines, list(spec.get("notes", [])), spec.get("x", "x") if "curves" in spec else "")
+
+
+def _lines(spec: dict) -> Iterable[dict]:
+    """The lines of a table; a sweep has one per x value."""
+    if "curves" not in spec:
+        return spec.get("lines", [])
+    values = sorted({x for curve in spec["curves"] for x in curve["points"]})
+    return [{"name": f"{spec.get('x', 'x')} = {x}", "settings": [str(x)],
+             "rows": {curve["name"]: curve["points"][x] for curve in spec["curves"] if x in curve["points"]}} for x in values]
+
+
+def _row_names(rows: str | dict) -> list[str]:
+    return [rows] if isinstance(rows, str) else list(rows.values())
+
+
+def _column(group: str, metric: str | dict, where: str) -> Column:
+    given = {"metric": metric} if isinstance(metric, str) else dict(metric)
+    _known(given, {"metric", "name", "scale", "digits"}, f"{where}, columns", required=("metric",))
+    key = given["metric"]
+    last = key.rpartition(".")[2]
+    if is_retrieval(key):
+        name, scale, digits = re.sub(r"^rank", "Rank-", last), 100, 1
+    else:
+        name, scale, digits = PLAIN.get(last, (last, 1, 2))
+    return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits))
+
+
+def _line(where: str, line: dict, columns: list[Column], settings: list, rows: dict, usable: dict, departs: dict) -> Line:
+    groups = list(dict.fromkeys(column.group for column in columns))
+    texts = [str(text) for text in line.get("settings", [])]
+    if len(texts) not in (0, len(settings)):
+        raise Refused(f"{where}: {len(texts)} settings for {len(settings)} headings")
+    name = f"{line['name']} ({line['year']})" if "year" in line else line["name"]
+    texts = texts or [""] * len(settings)
+    if "rows" not in line:
+        cited = _cited(where, line.get("cited"), columns, groups)
+        return Line(name, texts, line.get("source", "cited" if any(cited) else ""), False, cited, [None] * len(columns), {}, line.get("note", ""))
+    if "cited" in line:
+        raise Refused(f"{where}: an own line takes the paper's numbers from experiments.yaml, not from `cited`")
+    by_group = {group: line["rows"] for group in groups} if isinstance(line["rows"], str) else line["rows"]
+    for key, row in by_group.items():
+        if key not in groups:
+            raise Refused(f"{where}: unknown group {key!r}; the table has {', '.join(map(repr, groups))}")
+        if row not in rows:
+            raise Refused(f"{where}: row {row!r} is not in experiments.yaml")
+    names = [by_group.get(column.group) for column in columns]
+    paper = [_paper(rows[row].get("paper", {}).get(column.metric)) if row else None for row, column in zip(names, columns)]
+    sizes = sorted({size for row, size in usable if size and row in names})
+    real, *synthetic = ([_mean(usable.get((row, size), []), column.metric, departs) for row, column in zip(names, columns)] for size in ["", *sizes])
+    return Line(name, texts, "paper", True, paper, real, dict(zip(sizes, synthetic)), line.get("note", ""))
+
+
+def _cited(where: str, cited, columns: list[Column], groups: list[str]) -> list[Cell | None]:
+    if isinstance(cited, list):
+        if len(groups) != 1:
+            raise Refused(f"{where}: `cited` is a list, but the table has {len(groups)} groups; name them")
+        cited = {groups[0]: cited}
+    cells = {}
+    for group, values in (cited or {}).items():
+        inside = [column for column in columns if column.group == group]
+        if len(inside) != len(values):
+            raise Refused(f"{where}: {len(values)} cited numbers for the {len(inside)} columns of {group!r}")
+        cells.update({(group, i): _paper(value, where, column) for i, (value, column) in enumerate(zip(values, inside))})
+    counted: dict[str, int] = {}
+    out = []
+    for column in columns:
+        out.append(cells.get((column.group, counted.get(column.group, 0))))
+        counted[column.group] = counted.get(column.group, 0) + 1
+    return out
+
+
+def _paper(value, where: str = "experiments.yaml", column: Column | None = None) -> Cell | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or column is not None and is_retrieval(column.metric) and not 0 <= value <= 1:
+        raise Refused(f"{where}: {value!r} is not a number in the units of result files (fractions, counts)")
+    return Cell(float(value))
+
+
+def _mean(results: list[Result], metric: str, departs: dict) -> Cell | None:
+    """Mean and sample standard deviation over the seeds that have the metric; None without a file."""
+    found = [result for result in results if metric in result.metrics]
+    if not found:
+        return None
+    values = [result.metrics[metric] for result in found]
+    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values),
+                any(result.content["selection"] == "best_on_test" for result in found), tuple(result.path for result in found), departs[found[0].path])
+
+
+def _known(mapping, keys: set[str], where: str, required: tuple[str, ...] = ()) -> None:
+    if not isinstance(mapping, dict):
+        raise Refused(f"{where}: expected a mapping")
+    unknown, missing = sorted(set(mapping) - keys), [key for key in required if key not in mapping]
+    if unknown or missing:
+        raise Refused(f"{where}: " + "; ".join([f"unknown key {key!r}" for key in unknown] + [f"no {key!r}" for key in missing]))
