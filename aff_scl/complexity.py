@@ -1,21 +1,19 @@
-"""Size and cost of AFF (paper Table 8): parameters, FLOPs and activation memory of one image; no weights, no data, no GPU.
+"""Size and cost of AFF (paper Table 8): parameters, FLOPs, activation memory of one image; no weights, no data, no GPU.
 
-    python aff_scl/complexity.py                        # Table 8; the paper prints 26.70 M, 9.17 G, 186.26 MB for
-    its network python aff_scl/complexity.py --height 256 --width 128 --json
-    python aff_scl/complexity.py --row table8/ours      # the same numbers into a result file
+    python aff_scl/complexity.py                        # Table 8; the paper: 26.70 M, 9.17 G, 186.26 MB
+    python aff_scl/complexity.py --height 256 --width 128 --json
+    python aff_scl/complexity.py --row table8/ours      # the numbers of Table 8 into a result file
 
 Two conventions side by side. `params flops memory_mb` follow torchstat, with which Table 8 was made: leaf modules
 only, the last call of a module counts, batch axis dropped, and
 
     FLOPs      Conv2d multiply-adds (+ 1 per output with a bias), Linear in x out, BatchNorm2d 2 x numel, ReLU numel,
-               MaxPool2d and AvgPool2d input numel, everything else (adaptive pools, sigmoid, BatchNorm1d, functional
-               calls) 0
+               MaxPool2d and AvgPool2d input numel; the rest (adaptive pools, sigmoid, BatchNorm1d, functions) 0
     memory_mb  outputs of leaf modules x 4 bytes / 2^20: activations, not weights; a ReLU used three times counts once
     params     parameters of the leaf modules that were called
 
 `exact_*` is what happens: all parameters; multiply-adds of every convolution and matrix product, each call counted;
-and the bytes of every tensor that one forward pass in evaluation mode allocates, functional calls included, in MB =
-2^20 bytes.
+and the bytes of every tensor that one forward pass in evaluation mode allocates, in MB of 2^20 bytes.
 
 Deviation: the paper prints no input size. 384x192, the default of APNet, is where its three numbers come out; the
 accuracy tables use 256x128, and the row of that size is the honest one. Its competitors were measured each at the
@@ -37,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from aff_scl.model import AFF, BACKBONES
+from common import runtime
 
 CITED = (("MHN-6 (PCB), cited", 30.36, 24.55, 186.18), ("MGN, cited", 74.38, 11.94, 179.55))  # Table 8, M, G, MB
 PAPER = (26.70, 9.17, 186.26)
@@ -58,7 +57,7 @@ class Complexity(NamedTuple):
 
 
 class AllocatedBytes(TorchDispatchMode):
-    """While active, adds up the bytes of every tensor an operation returns that is not a view of, or in place in, its input."""
+    """While active, adds up the bytes of all tensors that operations return, views and in-place results apart."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +87,7 @@ def torchstat_flops(module, x, y):
 
 
 def measure(name, build, height, width):
-    """Complexity of the network that build() returns, for one image; built and run on the meta device, in no time or memory."""
+    """Complexity of the network that build() returns, for one image; all on the meta device, without any memory."""
     with torch.device("meta"):
         model, image = build().eval(), torch.empty(1, 3, height, width)
     calls = {}  # leaf module -> (FLOPs, output numel), of its last call
@@ -116,7 +115,7 @@ def measure(name, build, height, width):
 
 
 def table(args):
-    """The rows of our side: the network asked for, its parts, at the size asked for and at that of the accuracy tables."""
+    """Our rows: the network asked for at the size asked for and at that of the accuracy tables, its parts, a check."""
     options = dict(backbone=args.backbone, cam=args.cam, cam_reduction=args.cam_reduction, gate=args.gate,
                    casam_reduction=args.casam_reduction, post=args.post, swap=args.swap)  # fmt: skip
 
@@ -141,3 +140,47 @@ def show(rows):
         size = f"{row.height}x{row.width}"
         print(f"{row.name:<32}{size:>8} | {row.params / 1e6:7.2f} {row.flops / 1e9:7.2f} {row.memory_mb:8.2f} | "
               f"{row.exact_params / 1e6:7.2f} {row.exact_flops / 1e9:7.2f} {row.exact_memory_mb:8.2f}")  # fmt: skip
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(prog="aff_scl/complexity.py", description="Table 8: size and cost of AFF.",
+                                     allow_abbrev=False)  # fmt: skip
+    network = parser.add_argument_group("network")
+    network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
+    network.add_argument("--backbone", choices=BACKBONES, default="resnet50")
+    network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
+    network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
+    network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")
+    network.add_argument("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
+    network.add_argument("--post", choices=["bn", "relu", "none"], default="bn", help="layer after the local branch")
+    network.add_argument("--swap", action="store_true", help="SE for global, CASAM for local")
+    network.add_argument("--height", type=int, default=384, help="pixels; paper silent, 384x192 gives Table 8")
+    network.add_argument("--width", type=int, default=192)
+    network.add_argument("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
+    runtime.add_run_flags(parser)
+    return runtime.parse(parser, "aff_scl", argv)
+
+
+def save(args, row):
+    """The first row as the result file of args.row; no data set is involved, so its fields are empty."""
+    run = runtime.start(args, "aff_scl")
+    runtime.open_log(run, "no-data")
+    data = {"name": "no-data", "kind": "real", "images": 0, "ids": 0, "cams": 0, "digest": ""}
+    metrics = {name: value for name, value in row._asdict().items() if name not in ("name", "height", "width")}
+    protocol = {"counting": "torchstat's rules; exact_* in full", "height": row.height, "width": row.width}
+    print(f"result: {runtime.record(run, metrics, data, protocol)}")
+
+
+def main(args):
+    rows = table(args)
+    if args.json:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+        return
+    show(rows)
+    if any(word.split("=")[0] == "--row" for word in sys.argv[1:]):  # a plain call prints and writes nothing
+        save(args, rows[0])
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    runtime.execute(main, arguments)

@@ -1,4 +1,4 @@
-"""Symmetric contrast learning (paper sec. 3.4, Figure 2 right): the two memories, Eqs. (7)-(14), and the baseline's losses.
+"""Symmetric contrast learning (sec. 3.4, Figure 2 right): both memories, Eqs. (7)-(14), and the baseline's losses.
 
 Two unit rows a class: its running mean and its running hard sample. Images are pulled to both rows of their class
 and pushed from those of all other classes; a balance loss keeps the two predictions together. Losses and memories
@@ -19,10 +19,15 @@ BALANCE_FORMS = ("logits", "logits_pos", "memory", "none")
 
 # --------------------------------------------------------------------------------------------------------------- losses
 def similarity(q, rows, tau):
-    """q (B, D) . rows (C, D) / tau -> (B, C) in float32 (float64 stays), no gradient into the rows."""
+    """q (B, D) . rows (C, D) / tau -> (B, C) in float32 (float64 stays) without TF32, no gradient into the rows."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        return q.to(dtype) @ rows.detach().to(dtype).T / tau
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(q.device.type, enabled=False):
+            return q.to(dtype) @ rows.detach().to(dtype).T / tau
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def info_nce(q, rows, labels, tau):
@@ -62,14 +67,13 @@ def psi(x):
     return torch.where(size < 1, inner, GAMMA * size + GAMMA / B - ALPHA)
 
 
-def balance_loss(q, memory, labels, tau, form="logits"):
+def balance_loss(q, labels, memory, tau=0.05, form="logits"):
     """Balance loss between mean and hard predictions of a batch, Eq. (14).
 
-    Args: q (B, D) unit rows; memory: a Memory of C classes, not changed; labels (B,) int64 in [0, C); form, what x is:
+    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory: a Memory of C classes, not changed; form, what x is:
         "logits": x[n, j] = (q_n . c_j - stopgrad(q_n . hard_j)) / tau, mean of psi over n and j;
         "logits_pos": the same with j = label of n only, mean over n;
-        "memory": x = c_i - hard_i after this batch's update, kept differentiable, summed over D, mean over
-        identities i;
+        "memory": x = c_i - hard_i after this batch's update, differentiable, sum over D, mean over identities i;
         "none": 0.
     Returns: () float32.
     Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term
@@ -94,19 +98,19 @@ def balance_loss(q, memory, labels, tau, form="logits"):
 def symmetric_contrast(q, labels, memory, tau=0.05, lambda1=0.75, lambda2=0.25, lb="logits"):
     """Total loss of a batch, Eq. (8): lambda1 L_hard + lambda2 L_ave + L_b.
 
-    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed: call memory.update(q,
-        labels) afterwards; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
+    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed, memory.update(q, labels)
+        follows the step; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
     Returns: () float32 and the detached parts {"hard", "mean", "balance"}, unweighted.
     """
     hard = hard_contrast(q, memory.hards, labels, tau)
     mean = mean_contrast(q, memory.means, labels, tau)
-    balance = balance_loss(q, memory, labels, tau, lb)
+    balance = balance_loss(q, labels, memory, tau, lb)
     parts = {"hard": hard.detach(), "mean": mean.detach(), "balance": balance.detach()}
     return lambda1 * hard + lambda2 * mean + balance, parts
 
 
 def ce_tri(output, labels, label_smoothing=0.0, margin=0.3):
-    """Cross-entropy plus batch-hard triplet, 1:1: the "baseline loss" of Table 4 and, smoothed by 0.1, the loss of Table 7.
+    """Cross-entropy plus batch-hard triplet, 1:1: the "baseline loss" of Table 4; smoothed by 0.1, the loss of Table 7.
 
     Args: output: model.Output, logits (B, C) of the BN feature and the pooled feature (B, D) before it, un-normalised.
     Returns: () float32 and the detached parts {"ce", "triplet"}.
@@ -120,14 +124,15 @@ def ce_tri(output, labels, label_smoothing=0.0, margin=0.3):
 def check_batch(q, labels, num_classes):
     """ValueError unless q is (B, D), labels is (B,), B > 0, and on the CPU every label lies in [0, num_classes)."""
     if q.ndim != 2 or labels.shape != q.shape[:1] or len(q) == 0:
-        raise ValueError(f"expected q (B, D) and labels (B,) with B > 0, got {tuple(q.shape)} and {tuple(labels.shape)}")
+        raise ValueError(f"expected q (B, D), labels (B,), B > 0, got {tuple(q.shape)} and {tuple(labels.shape)}")
     if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(f"labels from {labels.min()} to {labels.max()} outside [0, {num_classes}); outliers (-1) never train")
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(f"labels from {low} to {high}, not all in [0, {num_classes}); outliers (-1) never train")
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
 def class_means(feats, labels, num_classes=None):
-    """Unit means of the classes, (C, D) float32. For feats (N, D) and labels (N,), -1 ignored; C is max label + 1 if not given.
+    """Unit means of the classes of feats (N, D); labels (N,), -1 ignored; (C, D) float32, C by default max label + 1.
 
     Raises: ValueError if a class has no feature, a label is below -1 or above C - 1, or a feature is not finite.
     """
@@ -156,15 +161,14 @@ class Memory:
     """The two memories of an epoch (Figure 2): class means c and hard samples q_hard, plain tensors, no parameters.
 
     Args: means, hards (C, D) unit rows, kept as they are in float32; momentum m in [0, 1], the weight of the OLD row
-    in Eqs. (10), (13);
-        hard_ref: "mean", the hard sample of an identity is the one least similar to its mean, Eq. (12), or "hard",
-        to its hard row (as HHCL's code). Paper silent: m; 0.1 is the lineage's value, so a step replaces nine tenths
-        of a row.
+        in Eqs. (10), (13); hard_ref: "mean", the hard sample of an identity is the one least similar to its mean,
+        Eq. (12), or "hard", to its hard row (as HHCL's code).
+    Paper silent: m; 0.1 is the lineage's value, so a step replaces nine tenths of a row.
     """
 
     def __init__(self, means, hards, momentum=0.1, hard_ref="mean"):
         if means.ndim != 2 or means.shape != hards.shape or len(means) == 0:
-            raise ValueError(f"expected means and hards (C, D), C > 0, got {tuple(means.shape)} and {tuple(hards.shape)}")
+            raise ValueError(f"expected means, hards (C, D), C > 0, got {tuple(means.shape)} and {tuple(hards.shape)}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: {momentum} is outside [0, 1]")
         if hard_ref not in ("mean", "hard"):
@@ -237,8 +241,7 @@ class Memory:
 
         q (B, D) unit rows and labels (B,) in [0, C), of all ranks together, so that every rank holds the same memory.
         Rows are replaced in new tensors, so a loss computed from the old ones can still be differentiated.
-        Paper silent: rows are brought back to unit length, as in the lineage; both similarities use rows from before
-        the step.
+        Paper silent: rows return to unit length, as in the lineage; Eq. (12) looks at the means from before the step.
         """
         means, hards, _ = self.updated_rows(q.detach(), labels)
         self.means = self.means.index_put((labels,), means.float())  # images of one class write one and the same row

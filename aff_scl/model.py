@@ -6,6 +6,7 @@ halves -> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, avera
 
 import copy
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class GlobalMaxPool(nn.Module):
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling with learnable power p, (B, C, H, W) >= 0 -> (B, C, 1, 1), in float32 (1e-6^3 underflows fp16)."""
+    """Generalised-mean pooling, p learnable, (B, C, H, W) >= 0 -> (B, C, 1, 1), float32: fp16 has no 1e-6^3."""
 
     def __init__(self, p=3.0, eps=1e-6):
         super().__init__()
@@ -100,7 +101,10 @@ class CASAM(nn.Module):
 
 
 class SE(nn.Module):
-    """Squeeze-and-excitation, Eqs. (5)-(6) as printed, (B, C, H, W) -> (B, C, H, W). Paper silent: the reduction; 16 is SENet's."""
+    """Squeeze-and-excitation, Eqs. (5)-(6) as printed, (B, C, H, W) -> (B, C, H, W).
+
+    Paper silent: the reduction; 16 is SENet's.
+    """
 
     def __init__(self, channels, reduction=16):
         super().__init__()
@@ -171,8 +175,8 @@ class AFF(nn.Module):
     """
 
     def __init__(
-        self, arch="aff", backbone="resnet50", cam="split", cam_reduction=16, gate="sigmoid", casam_reduction=256, post="bn",
-        pool="avg", swap=False, neck="bn", num_classes=0, bn_groups=1, pretrained=None,
+        self, arch="aff", backbone="resnet50", cam="split", cam_reduction=16, gate="sigmoid", casam_reduction=256,
+        post="bn", pool="avg", swap=False, neck="bn", num_classes=0, bn_groups=1, pretrained=None,
     ):  # fmt: skip
         super().__init__()
         choices = dict(
@@ -196,10 +200,13 @@ class AFF(nn.Module):
             self.global_branch = SE(channels, cam_reduction) if swap else CASAM(channels, casam_reduction)
         if arch in ("aff", "l"):
             self.local_branch = local_attention(channels, cam, cam_reduction, gate, casam_reduction, swap)
-            self.post = {"bn": frozen_shift(nn.BatchNorm2d(channels)), "relu": nn.ReLU(), "none": None}[post]
+            self.post = {"bn": nn.BatchNorm2d(channels), "relu": nn.ReLU(), "none": None}[post]
         self.pool = GeM() if pool == "gem" else GlobalAvgPool()
         if neck == "bn":
-            self.neck = frozen_shift(nn.BatchNorm1d(channels))
+            self.neck = nn.BatchNorm1d(channels)
+        for norm in (self.post, self.neck):
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.bias.requires_grad_(False)  # the shift stays at 0
         self.classifier = None
         if num_classes:
             self.set_classifier(0.001 * torch.randn(num_classes, channels))  # Paper silent: as in reid-strong-baseline
@@ -209,8 +216,7 @@ class AFF(nn.Module):
     def set_classifier(self, weight):
         """Give the model a new bias-free linear classifier with these rows (K, D), or none at all for None.
 
-        Table 4, first row: one a epoch, its rows the unit cluster means. The optimiser must be told about the new
-        parameter.
+        For Table 4's first row: one per epoch, its rows the unit cluster means. The optimiser must be told about it.
         """
         self.classifier = None
         if weight is not None:
@@ -223,14 +229,14 @@ class AFF(nn.Module):
         self.select_domain(domain)
         x = self.backbone(x)
         if self.global_branch is not None:
-            x = x + self.global_branch(x)  # sec. 3.1: "fused with the original"; the input map of CASAM, not the picture
+            x = x + self.global_branch(x)  # sec. 3.1, "fused with the original image": with the input map of CASAM
         if self.local_branch is not None:
             x = self.local_branch(x)
             x = self.post(x) if self.post is not None else x
         return x
 
     def encode(self, x, domain=None):
-        """Output(feat, pooled, logits) of one chunk; pooling and everything after it in float32 whatever autocast says."""
+        """The Output of one chunk; pooling and everything after it in float32 whatever autocast says."""
         x = self.feature_map(x, domain)
         with full_precision(x):
             pooled = self.pool(x).flatten(1)  # (B, D)
@@ -244,7 +250,7 @@ class AFF(nn.Module):
         domain (only after convert_dsbn; without it ignored): 0 source, 1 target; evaluation defaults to the last,
             the target. In train mode also a tuple, e.g. (0, 1): the batch is cut in that many equal contiguous
             parts, one per domain, so that DistributedDataParallel sees one forward pass and every parameter used.
-        Raises: ValueError in train mode if B is not divisible by (number of domains) x bn_groups.
+        Raises: ValueError in train mode if B is no multiple of (number of domains) x bn_groups.
         """
         if not self.training:
             return self.encode(x, domain).feat
@@ -268,7 +274,7 @@ class AFF(nn.Module):
 
 
 def trunk(name):
-    """The convolutional part of a torchvision ResNet with last stride 1 under torchvision's own key names, and its channels."""
+    """Convolutional part of a torchvision ResNet, last stride 1, torchvision's key names; and its channel count."""
     resnet = models.get_model(name, weights=None)
     for module in resnet.layer4[0].modules():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -287,15 +293,9 @@ def local_attention(channels, cam, cam_reduction, gate, casam_reduction, swap):
     return SplitAttention(channels, gate)
 
 
-def frozen_shift(norm):
-    """The batch normalisation with its shift held at 0."""
-    norm.bias.requires_grad_(False)
-    return norm
-
-
-# -------------------------------------------------------------------------------- batch normalisation with a copy a domain
+# -------------------------------------------------------------------------------------- batch normalisation per domain
 class DomainBatchNorm(nn.Module):
-    """One batch normalisation per domain; `domain` says which one runs. Paper silent: as in SpCL, which the paper cites."""
+    """One batch normalisation per domain; `domain` says which runs. Paper silent: as in SpCL, which the paper cites."""
 
     def __init__(self, norm, num_domains):
         super().__init__()
@@ -304,15 +304,14 @@ class DomainBatchNorm(nn.Module):
 
     def forward(self, x):
         if self.domain is None and self.training:
-            raise ValueError("domain-specific BN in train mode: say which, model(x, domain=0 source | 1 target | (0, 1))")
+            raise ValueError("domain-specific BN in train mode: call model(x, domain), 0 source, 1 target or (0, 1)")
         return self.copies[-1 if self.domain is None else self.domain](x)
 
 
 def convert_dsbn(model, num_domains=2):
-    """Give every batch normalisation of the model (mutated, and returned) one copy per domain, all equal to the present one.
+    """Give every batch normalisation of the model (mutated, and returned) one copy per domain, equal to the old one.
 
-    Call it after weights of a plain model were loaded and before the optimiser or DistributedDataParallel see the
-    model.
+    Call it before the optimiser or DistributedDataParallel see the model.
     """
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -328,7 +327,8 @@ def load_backbone(model, source):
 
     Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (the 2022 paper's; downloaded by torchvision at the
         first use and checked against its hash); or the path of a torchvision ResNet state_dict (trunk only) or of
-        one of our checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped.
+        one of our checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped; weights of a plain
+        model fill every domain's copy of a model with domain-specific normalisation.
     Raises: FileNotFoundError if there is no such file or no network; ValueError if the file is no state_dict, or
         listing the keys that are missing, unexpected or of another shape. Only torchvision's `fc.*` is ignored; a
         file without `num_batches_tracked` (old torchvision) is complete.
@@ -341,6 +341,7 @@ def load_backbone(model, source):
     ignored = [] if whole else [key for key in state if key.startswith("fc.")]
     state = {key: value for key, value in state.items() if key not in ignored}
     expected = target.state_dict()
+    state = over_domains(state, expected)
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     shapes = [
@@ -351,10 +352,19 @@ def load_backbone(model, source):
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
     if any(faults.values()):
         told = "; ".join(f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
-        raise ValueError(f"weights {source} do not fit the {'model' if whole else model.backbone_name + ' trunk'}: {told}")
+        raise ValueError(f"weights {source} do not fit the {model.backbone_name}{'' if whole else ' trunk'}: {told}")
     target.load_state_dict(state, strict=False)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        print(f"weights: {len(state)} tensors from {source} into the {'model' if whole else 'trunk'}, {len(ignored)} ignored")
+        into = "model" if whole else "trunk"
+        print(f"weights: {len(state)} tensors from {source} into the {into}, {len(ignored)} ignored")
+
+
+def over_domains(state, expected):
+    """The state_dict with each tensor that `expected` has once per domain repeated for every domain."""
+    names = {key: re.sub(r"\.copies\.\d+", "", key) for key in expected}
+    repeated = {key: state[name] for key, name in names.items() if key not in state and name in state}
+    replaced = {names[key] for key in repeated}
+    return {key: value for key, value in state.items() if key not in replaced} | repeated
 
 
 def imagenet_state(name):
@@ -370,7 +380,7 @@ def imagenet_state(name):
 
 
 def read_state(path):
-    """The state_dict in a file, prefixes stripped; a file of ours holds it under `state_dict`. No code in the file can run."""
+    """The state_dict in a file, prefixes stripped; our checkpoints hold it under `state_dict`. No code can run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
     try:

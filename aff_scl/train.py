@@ -128,6 +128,24 @@ def build(args, run, num_classes):
     return runtime.parallel(run, model), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+@torch.no_grad()
+def calibrate(run, model, store, batches=20, size=64):
+    """Estimate the BatchNorm statistics of an untrained network from training images, so that its evaluation-mode features mean something.
+
+    Deviation: for --weights none only. The paper starts from ImageNet weights, whose statistics are there already.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta, order = [m.momentum for m in norms], torch.randperm(len(store), generator=torch.Generator().manual_seed(run.seed))
+    for norm in norms:
+        norm.momentum = None  # the plain average over all batches
+    model.train()
+    for indices in order.split(size)[:batches]:
+        if len(indices) == min(size, len(store)):
+            model.encode(transforms.normalize(store.gather(indices).to(run.device)).contiguous(memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 def warmup_steps(epochs):
     """Learning-rate factor of Table 7's baseline: linear warm-up from 0.01 over 1/12, x 0.1 at 1/3 and at 7/12 of the epochs."""
     warm, first, second = epochs / 12, epochs / 3, epochs * 7 / 12
@@ -274,6 +292,8 @@ def main(args):
         source = Namespace(data=other, store=inputs.open_images(run, other.train, *size, name=f"{other.name} train"), labels=torch.from_numpy(datasets.labels(other.train)))
     model, optimizer, scheduler = build(args, run, int(labels.max()) + 1 if args.mode == "sup" else 0)
     grad_scaler, augment = runtime.scaler(run), transforms.Augment()
+    if args.weights == "none":
+        calibrate(run, runtime.bare(model), store)
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
     if "before" not in run.extra:
         run.extra["before"] = evaluate(run, model, data, test_store)

@@ -45,9 +45,10 @@ def replace(path: Path, write_to) -> None:
                     written = file.tell()
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+        reason = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save closes its archive over a failed write
+        if not isinstance(reason, OSError):
             raise
-        raise OSError(f"could not write {path} ({written} bytes written): {error}; free some space or choose another folder") from error
+        raise OSError(f"could not write {path} ({written} bytes written): {reason}; free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 

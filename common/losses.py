@@ -15,8 +15,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3
     Args: feats (B, D), any float type, computed in float32 (float64 stays); labels (B,) integers.
     Returns: () float32. Gradients reach only the chosen pairs; memory O(B^2 + B D).
     Raises: ValueError on wrong shapes; on the CPU also if no anchor has both a positive and a negative. On CUDA that
-        question would stop the host at every step, so there the result is NaN, which a training loop has to refuse
-        anyway.
+        question would stop the host at every step, so there the result is NaN, which a training loop must refuse.
     """
     if feats.ndim != 2 or labels.shape != feats.shape[:1]:
         raise ValueError(f"expected feats (B, D) and labels (B,), got {tuple(feats.shape)} and {tuple(labels.shape)}")
@@ -26,7 +25,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         counted = positive.any(1) & ~same.all(1)  # (B,)
         if counted.device.type == "cpu" and not counted.any():
-            raise ValueError("triplet loss: no anchor has both a positive and a negative in the batch; use a P x K sampler")
+            raise ValueError("triplet loss: no anchor has a positive and a negative in the batch; use a P x K sampler")
         with torch.no_grad():  # choose by squared distances, in float64: exact enough for duplicates, and free of TF32
             x = feats.double()
             squares = x.square().sum(1)

@@ -1,7 +1,7 @@
 """Result files: reading, checking, and whether one belongs to its row.
 
-A file lies at results/<project>/<data>/<row>/seed<k>.json, `<data>` being `market`, `market-synthetic-small`, ...; <row> may hold slashes.
-`read_all` refuses, naming the file, whatever could put a wrong number into a table.
+A file lies at results/<project>/<data>/<row>/seed<k>.json, `<data>` being `market`, `market-synthetic-small`, ...;
+<row> may hold slashes. `read_all` refuses, naming the file, whatever could put a wrong number into a table.
 """
 
 import contextlib
@@ -13,14 +13,29 @@ import re
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from numbers import Real
 from pathlib import Path
 
 from common import records, runtime
 
-KEYS = {"schema": int, "project": str, "row": str, "seed": int, "command": str, "args": dict, "git": dict, "metrics": dict,
-        "epoch": (int, type(None)), "selection": str, "protocol": dict, "data": dict, "env": dict, "wall_s": Real, "peak_mib": Real}
+KEYS = {
+    "schema": int,
+    "project": str,
+    "row": str,
+    "seed": int,
+    "command": str,
+    "args": dict,
+    "git": dict,
+    "metrics": dict,
+    "epoch": (int, type(None)),
+    "selection": str,
+    "protocol": dict,
+    "data": dict,
+    "env": dict,
+    "wall_s": Real,
+    "peak_mib": Real,
+}
 DATA_KEYS = {"name", "kind", "images", "ids", "cams", "digest"}
 SELECTIONS = ("last", "best_on_test")
 RETRIEVAL = re.compile(r"(^|\.)(mAP|mINP|rank\d+)$")  # metrics that are fractions, under any protocol prefix
@@ -60,13 +75,21 @@ class Result:
 
 
 def synthetic_size(data: str) -> str:
-    """"small" of "market-synthetic-small", "" of "market"."""
+    """ "small" of "market-synthetic-small", "" of "market"."""
     return data.partition("-synthetic-")[2]
 
 
 def is_retrieval(metric: str) -> bool:
     """True for mAP, mINP and rankK under any protocol prefix: fractions, shown in per cent."""
     return RETRIEVAL.search(metric) is not None
+
+
+def metrics_text(metrics: dict) -> str:
+    """Metrics in one line, retrieval metrics first and in per cent."""
+    names = sorted(metrics, key=lambda name: (not is_retrieval(name), name))
+    return ", ".join(
+        f"{name} {metrics[name] * 100:.1f}" if is_retrieval(name) else f"{name} {metrics[name]:.6g}" for name in names
+    )
 
 
 def projects(root: Path) -> list[str]:
@@ -89,7 +112,9 @@ def read_all(root: Path, project: str, results_dir: Path | None = None) -> list[
     results = [read(path, base.parent) for path in sorted(base.rglob("*.json"))]
     for result in results:
         if result.row not in rows and not result.row.startswith("custom-"):
-            raise Refused(f"{result.path}: {records.unknown_row(project, result.row, rows)}; move the file away or restore the row")
+            raise Refused(
+                f"{result.path}: {records.unknown_row(project, result.row, rows)}; move the file or restore the row"
+            )
     return results
 
 
@@ -120,7 +145,9 @@ def read(path: Path, results_dir: Path) -> Result:
 
 
 def _check_keys(path: Path, content: dict) -> None:
-    missing = sorted(KEYS.keys() - content.keys()) + [f"data.{key}" for key in sorted(DATA_KEYS - set(content.get("data") or DATA_KEYS))]
+    missing = sorted(KEYS.keys() - content.keys()) + [
+        f"data.{key}" for key in sorted(DATA_KEYS - set(content.get("data") or DATA_KEYS))
+    ]
     if missing:
         raise Refused(f"{path}: lacks {', '.join(missing)}")
     for key, kind in KEYS.items():
@@ -137,7 +164,9 @@ def _check_metrics(path: Path, metrics: dict) -> None:
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             raise Refused(f"{path}: metric {name} is {value!r}, not a finite number")
         if is_retrieval(name) and not 0 <= value <= 1:
-            raise Refused(f"{path}: metric {name} is {value}, outside [0, 1]; result files hold fractions, not per cent")
+            raise Refused(
+                f"{path}: metric {name} is {value}, outside [0, 1]; result files hold fractions, not per cent"
+            )
 
 
 # --------------------------------------------------------------------------------------------------- results and rows
@@ -154,7 +183,11 @@ def differences(stored: dict, expected: dict) -> dict[str, tuple]:
     Only flags that both know are compared, so that adding a flag later does not disown older results.
     """
     stored, expected = _plain(method(stored)), _plain(method(expected))
-    return {key: (stored[key], expected[key]) for key in sorted(stored.keys() & expected.keys()) if stored[key] != expected[key]}
+    return {
+        key: (stored[key], expected[key])
+        for key in sorted(stored.keys() & expected.keys())
+        if stored[key] != expected[key]
+    }
 
 
 def _plain(args: dict) -> dict:
@@ -162,15 +195,19 @@ def _plain(args: dict) -> dict:
 
 
 def foreign_flags(result: Result, root: Path, row: dict) -> str:
-    """The method flags in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when it is the row's own."""
+    """The method flags in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when it is the
+    row's own.
+    """
     expected = row_args(Path(root), result.content["project"], row.get("script", "train.py"), ("--row", result.row))
     changed = differences(result.content["args"], vars(expected))
     return ", ".join(f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items())
 
 
-@lru_cache(maxsize=None)
+@cache
 def row_args(root: Path, project: str, script: str, argv: tuple[str, ...]) -> Namespace:
-    """What the project's script makes of the flags `argv`, without running it. Raises: Refused with the parser's message."""
+    """What the project's script makes of the flags `argv`, without running it. Raises: Refused with the parser's
+    message.
+    """
     path = root / project / script
     if not path.is_file():
         raise Refused(f"{path} does not exist, but {project}/experiments.yaml runs it")
@@ -184,7 +221,7 @@ def row_args(root: Path, project: str, script: str, argv: tuple[str, ...]) -> Na
         raise Refused(f"{project}/{script} refuses {' '.join(argv)}: {message[-1]}") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_script(path: Path):
     """The script as a module; scripts do no work at import."""
     spec = importlib.util.spec_from_file_location("_script_" + re.sub(r"\W", "_", str(path)), path)

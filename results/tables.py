@@ -1,6 +1,7 @@
 """The tables and sweeps of a paper as data: tables.yaml + experiments.yaml + result files -> Table, Line, Cell.
 
-tables.yaml: table or figure id -> mapping, in the order of the page. Values are in the units of result files: retrieval metrics are fractions.
+tables.yaml: table or figure id -> mapping, in the order of the page. Values are in the units of result files:
+retrieval metrics are fractions.
 
     table2:
       title: "Fully unsupervised ReID"                    # without "Table 2", which comes from the id
@@ -16,9 +17,9 @@ tables.yaml: table or figure id -> mapping, in the order of the page. Values are
       metrics: [mAP, rank1]
       curves: [{name: Market-1501, points: {0.55: figure4/market/eps=0.55, 0.65: table2/market}}]
 
-`rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word "cited".
-A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}. The paper's own numbers stand
-in experiments.yaml (`paper:`) and nowhere else.
+`rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
+"cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}. The
+paper's own numbers stand in experiments.yaml (`paper:`) and nowhere else.
 """
 
 import re
@@ -31,7 +32,14 @@ import yaml
 
 from results.schema import Refused, Result, foreign_flags, is_retrieval, load_rows, read_all
 
-PLAIN = {"params": ("Params (M)", 1e-6, 2), "flops": ("FLOPs (G)", 1e-9, 2), "macs": ("MACs (G)", 1e-9, 2), "memory_mb": ("Memory (MB)", 1, 2)}
+PLAIN = {
+    "params_m": ("Params (M)", 1, 2),
+    "flops_g": ("FLOPs (G)", 1, 2),
+    "macs_g": ("MACs (G)", 1, 2),
+    "memory_mb": ("Memory (MB)", 1, 2),
+    "params": ("Params (M)", 1e-6, 2),
+    "flops": ("FLOPs (G)", 1e-9, 2),
+}  # metric -> heading, scale, decimals
 TABLE_KEYS = {"title", "settings", "columns", "lines", "notes"}
 SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes"}
 LINE_KEYS = {"name", "year", "settings", "cited", "rows", "source", "note"}
@@ -50,7 +58,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in stored units: the mean over `n` seeds and its sample standard deviation (None for n < 2), and the files it comes from."""
+    """A number in stored units: the mean over `n` seeds and its sample standard deviation (None for n < 2), and the
+    files it comes from.
+    """
 
     value: float
     std: float | None = None
@@ -62,7 +72,9 @@ class Cell:
 
 @dataclass
 class Line:
-    """A printed line. `paper` holds cited numbers or the paper's own; `real` and `synthetic[size]` hold ours, None where no file is."""
+    """A printed line. `paper` holds cited numbers or the paper's own; `real` and `synthetic[size]` hold ours, None
+    where no file is.
+    """
 
     name: str
     settings: list[str]
@@ -86,19 +98,33 @@ class Table:
     sweep: str = ""  # the x axis, for a table that is also drawn
 
     @property
+    def heading(self) -> str:
+        """`Table 2. Fully unsupervised ReID` from the id table2; a single group joins the title, so that columns need
+        not repeat it.
+        """
+        label = re.sub(r"^([a-z]+)(\d+)", lambda match: f"{match[1].capitalize()} {match[2]}", self.id)
+        groups = {column.group for column in self.columns} - {""}
+        return f"{label}. {self.title}" + (f" ({groups.pop()})" if len(groups) == 1 else "")
+
+    @property
     def sizes(self) -> list[str]:
         """Synthetic sizes with at least one number here."""
-        return sorted({size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True)
+        return sorted(
+            {size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True
+        )
 
 
 @dataclass
 class Project:
-    """All that is shown of a project. `others` are results that stand in no table: (result, flags that differ from the row)."""
+    """All that is shown of a project. `others` are results that stand in no table: (result, flags that differ from
+    the row); `warnings` name files without a metric that a table shows.
+    """
 
     name: str
     tables: list[Table]
     results: list[Result]
     others: list[tuple[Result, str]]
+    warnings: list[str]
 
 
 def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
@@ -113,24 +139,52 @@ def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
         _check_alike(found, {departs[r.path] for r in found})
     path = Path(root) / project / "tables.yaml"
     layout = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
-    tables, shown = [], set()
+    tables, shown, warnings = [], set(), []
     for name, spec in layout.items():
         where = f"{path}: {name}"
-        _known(spec, SWEEP_KEYS if "curves" in spec else TABLE_KEYS, where, required=("title",))
+        _known(
+            spec,
+            SWEEP_KEYS if "curves" in spec else TABLE_KEYS,
+            where,
+            required=("title", *(("x", "metrics") if "curves" in spec else ())),
+        )
         tables.append(_table(where, project, name, spec, rows, usable, departs))
-        shown |= {row for line in _lines(spec) for row in _row_names(line.get("rows", {}))}
+        shown |= shown_rows(spec)
+        warnings += _missing(name, spec, tables[-1], usable)
     others = [(r, departs[r.path]) for r in results if r.row not in shown or (departs[r.path] and not r.size)]
-    return Project(project, tables, results, others)
+    return Project(project, tables, results, others, warnings)
+
+
+def _missing(name: str, spec: dict, table: Table, usable: dict) -> list[str]:
+    """One sentence per result file that lacks a metric which the table shows of its row."""
+    found = []
+    for line in _lines(spec):
+        by_group = line.get("rows", {})
+        for column in table.columns:
+            row = by_group if isinstance(by_group, str) else by_group.get(column.group)
+            found += [
+                f"{result.path} has no metric {column.metric}, which {name} shows"
+                for (used, _), results in usable.items()
+                if used == row
+                for result in results
+                if column.metric not in result.metrics
+            ]
+    return found
 
 
 def _check_alike(results: list[Result], flags: set[str]) -> None:
     """Refuse a mean over runs that differ in more than the seed."""
     first = results[0]
     for other in results[1:]:
-        for what, a, b in (("data folder", first.data, other.data), ("protocol", first.content["protocol"], other.content["protocol"]),
-                           ("data digest", first.content["data"]["digest"], other.content["data"]["digest"])):
+        for what, a, b in (
+            ("data folder", first.data, other.data),
+            ("protocol", first.content["protocol"], other.content["protocol"]),
+            ("data digest", first.content["data"]["digest"], other.content["data"]["digest"]),
+        ):
             if a != b:
-                raise Refused(f"{other.path}: its {what} is not that of {first.path}; runs of one row may differ in the seed only")
+                raise Refused(
+                    f"{other.path}: its {what} is not that of {first.path}; runs of one row may differ in the seed only"
+                )
     if len(flags) > 1:
         raise Refused(f"{first.path.parent}: its runs have different flags ({'; '.join(sorted(flags))}); keep one kind")
 
@@ -140,8 +194,7 @@ def _check_alike(results: list[Result], flags: set[str]) -> None:
 
 def _table(where: str, project: str, name: str, spec: dict, rows: dict, usable: dict, departs: dict) -> Table:
     if "curves" in spec:
-        columns = {curve["name"]: spec["metrics"] for curve in spec["curves"]}
-        settings = [spec.get("x", "x")]
+        columns, settings = {curve["name"]: spec["metrics"] for curve in spec["curves"]}, []
     else:
         columns, settings = spec.get("columns") or {}, list(spec.get("settings", []))
     columns = [_column(group, metric, where) for group, metrics in columns.items() for metric in metrics]
@@ -149,20 +202,30 @@ def _table(where: str, project: str, name: str, spec: dict, rows: dict, usable: 
     for line in _lines(spec):
         _known(line, LINE_KEYS, f"{where}, line {line.get('name')!r}", required=("name",))
         lines.append(_line(f"{where}, line {line['name']!r}", line, columns, settings, rows, usable, departs))
-    return Table(project, name, spec["title"], settings, columns, lines, list(spec.get("notes", [])), spec.get("x", "x") if "curves" in spec else "")
+    return Table(project, name, spec["title"], settings, columns, lines, list(spec.get("notes", [])), spec.get("x", ""))
 
 
 def _lines(spec: dict) -> Iterable[dict]:
     """The lines of a table; a sweep has one per x value."""
     if "curves" not in spec:
         return spec.get("lines", [])
-    values = sorted({x for curve in spec["curves"] for x in curve["points"]})
-    return [{"name": f"{spec.get('x', 'x')} = {x}", "settings": [str(x)],
-             "rows": {curve["name"]: curve["points"][x] for curve in spec["curves"] if x in curve["points"]}} for x in values]
+    values = sorted({x for curve in spec["curves"] for x in curve["points"]}, key=float)
+    return [
+        {
+            "name": str(x),
+            "rows": {curve["name"]: curve["points"][x] for curve in spec["curves"] if x in curve["points"]},
+        }
+        for x in values
+    ]
 
 
-def _row_names(rows: str | dict) -> list[str]:
-    return [rows] if isinstance(rows, str) else list(rows.values())
+def shown_rows(spec: dict) -> set[str]:
+    """The rows that a table or sweep shows."""
+    found = set()
+    for line in _lines(spec):
+        rows = line.get("rows", {})
+        found |= {rows} if isinstance(rows, str) else set(rows.values())
+    return found
 
 
 def _column(group: str, metric: str | dict, where: str) -> Column:
@@ -177,7 +240,9 @@ def _column(group: str, metric: str | dict, where: str) -> Column:
     return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits))
 
 
-def _line(where: str, line: dict, columns: list[Column], settings: list, rows: dict, usable: dict, departs: dict) -> Line:
+def _line(
+    where: str, line: dict, columns: list[Column], settings: list, rows: dict, usable: dict, departs: dict
+) -> Line:
     groups = list(dict.fromkeys(column.group for column in columns))
     texts = [str(text) for text in line.get("settings", [])]
     if len(texts) not in (0, len(settings)):
@@ -186,7 +251,16 @@ def _line(where: str, line: dict, columns: list[Column], settings: list, rows: d
     texts = texts or [""] * len(settings)
     if "rows" not in line:
         cited = _cited(where, line.get("cited"), columns, groups)
-        return Line(name, texts, line.get("source", "cited" if any(cited) else ""), False, cited, [None] * len(columns), {}, line.get("note", ""))
+        return Line(
+            name,
+            texts,
+            line.get("source", "cited" if any(cited) else ""),
+            False,
+            cited,
+            [None] * len(columns),
+            {},
+            line.get("note", ""),
+        )
     if "cited" in line:
         raise Refused(f"{where}: an own line takes the paper's numbers from experiments.yaml, not from `cited`")
     by_group = {group: line["rows"] for group in groups} if isinstance(line["rows"], str) else line["rows"]
@@ -196,9 +270,15 @@ def _line(where: str, line: dict, columns: list[Column], settings: list, rows: d
         if row not in rows:
             raise Refused(f"{where}: row {row!r} is not in experiments.yaml")
     names = [by_group.get(column.group) for column in columns]
-    paper = [_paper(rows[row].get("paper", {}).get(column.metric)) if row else None for row, column in zip(names, columns)]
+    paper = [
+        _paper(rows[row].get("paper", {}).get(column.metric), f"experiments.yaml, row {row}", column) if row else None
+        for row, column in zip(names, columns)
+    ]
     sizes = sorted({size for row, size in usable if size and row in names})
-    real, *synthetic = ([_mean(usable.get((row, size), []), column.metric, departs) for row, column in zip(names, columns)] for size in ["", *sizes])
+    real, *synthetic = (
+        [_mean(usable.get((row, size), []), column.metric, departs) for row, column in zip(names, columns)]
+        for size in ["", *sizes]
+    )
     return Line(name, texts, "paper", True, paper, real, dict(zip(sizes, synthetic)), line.get("note", ""))
 
 
@@ -212,7 +292,9 @@ def _cited(where: str, cited, columns: list[Column], groups: list[str]) -> list[
         inside = [column for column in columns if column.group == group]
         if len(inside) != len(values):
             raise Refused(f"{where}: {len(values)} cited numbers for the {len(inside)} columns of {group!r}")
-        cells.update({(group, i): _paper(value, where, column) for i, (value, column) in enumerate(zip(values, inside))})
+        cells.update(
+            {(group, i): _paper(value, where, column) for i, (value, column) in enumerate(zip(values, inside))}
+        )
     counted: dict[str, int] = {}
     out = []
     for column in columns:
@@ -221,11 +303,13 @@ def _cited(where: str, cited, columns: list[Column], groups: list[str]) -> list[
     return out
 
 
-def _paper(value, where: str = "experiments.yaml", column: Column | None = None) -> Cell | None:
+def _paper(value, where: str, column: Column) -> Cell | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or column is not None and is_retrieval(column.metric) and not 0 <= value <= 1:
-        raise Refused(f"{where}: {value!r} is not a number in the units of result files (fractions, counts)")
+    if not isinstance(value, (int, float)) or is_retrieval(column.metric) and not 0 <= value <= 1:
+        raise Refused(
+            f"{where}: {column.metric} {value!r} is not a number in the units of result files (mAP and rank: fractions)"
+        )
     return Cell(float(value))
 
 
@@ -235,8 +319,14 @@ def _mean(results: list[Result], metric: str, departs: dict) -> Cell | None:
     if not found:
         return None
     values = [result.metrics[metric] for result in found]
-    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values),
-                any(result.content["selection"] == "best_on_test" for result in found), tuple(result.path for result in found), departs[found[0].path])
+    return Cell(
+        statistics.fmean(values),
+        statistics.stdev(values) if len(values) > 1 else None,
+        len(values),
+        any(result.content["selection"] == "best_on_test" for result in found),
+        tuple(result.path for result in found),
+        departs[found[0].path],
+    )
 
 
 def _known(mapping, keys: set[str], where: str, required: tuple[str, ...] = ()) -> None:
@@ -244,4 +334,6 @@ def _known(mapping, keys: set[str], where: str, required: tuple[str, ...] = ()) 
         raise Refused(f"{where}: expected a mapping")
     unknown, missing = sorted(set(mapping) - keys), [key for key in required if key not in mapping]
     if unknown or missing:
-        raise Refused(f"{where}: " + "; ".join([f"unknown key {key!r}" for key in unknown] + [f"no {key!r}" for key in missing]))
+        raise Refused(
+            f"{where}: " + "; ".join([f"unknown key {key!r}" for key in unknown] + [f"no {key!r}" for key in missing])
+        )

@@ -24,7 +24,8 @@ NAMES = {  # canonical name -> other names
 
 
 def canonical(name: str) -> str:
-    """The name of the module that reads the data set called name (any case). Raises ValueError listing the known names."""
+    """The name of the module that reads the data set called name (any case). Raises ValueError listing the known
+    names."""
     wanted = name.lower()
     for known, others in NAMES.items():
         if wanted == known or wanted in others:
@@ -35,7 +36,8 @@ def canonical(name: str) -> str:
 def load(name: str, data_dir: str | Path = "data", **options) -> Dataset:
     """The data set called name, found under data_dir; options as the keyword arguments of its module's load().
 
-    Raises: ValueError for unknown names, options, file names and for empty splits; FileNotFoundError with the trees tried.
+    Raises: ValueError for unknown names, options, file names and for empty splits; FileNotFoundError with the trees
+    tried.
     """
     name = canonical(name)
     module = importlib.import_module(f"common.datasets.{name}")

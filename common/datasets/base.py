@@ -1,4 +1,5 @@
-"""What every data set module shares: samples, the Dataset record, the search for its tree, and reading of file names."""
+"""What every data set module shares: samples, the Dataset record, the search for its tree, and reading of file
+names."""
 
 import hashlib
 import json
@@ -12,7 +13,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-HARMLESS = {"thumbs.db", ".ds_store", "desktop.ini", "@eadir", "__macosx"}  # left behind by file managers, not by the authors
+HARMLESS = {"thumbs.db", ".ds_store", "desktop.ini", "@eadir", "__macosx"}  # left behind by file managers
 MARKER = "SYNTHETIC"  # file that common.synthetic writes into the root of a data set
 SPLITS = ("train", "query", "gallery")
 BOX_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -32,7 +33,8 @@ class Sample(NamedTuple):
 
 @dataclass
 class Dataset:
-    """A loaded data set; train, query and gallery are lists of Sample, sorted by path relative to root (POSIX order)."""
+    """A loaded data set; train, query and gallery are lists of Sample, sorted by path relative to root (POSIX
+    order)."""
 
     name: str
     root: Path
@@ -40,7 +42,7 @@ class Dataset:
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
-    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # split -> images without junk, ids, cameras
+    published: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # images without junk, ids, cams
 
     def statistics(self) -> str:
         """Table of images, ids and cameras of each split; junk and distractors are counted apart and are no ids."""
@@ -51,23 +53,22 @@ class Dataset:
             images, ids, cameras = counts(samples)
             junk = sum(s.pid == -1 for s in samples)
             distractors = sum(s.pid == 0 for s in samples) if zero_is_distractor(self) else 0
-            lines.append(f"{split:<8} {images + junk:>8} {ids - bool(distractors):>6} {cameras:>8} {distractors:>12} {junk:>6}")
+            ids -= bool(distractors)
+            lines.append(f"{split:<8} {images + junk:>8} {ids:>6} {cameras:>8} {distractors:>12} {junk:>6}")
         return "\n".join(lines)
 
     def check(self) -> list[str]:
-        """Sentences about counts that differ from the published table, each also given as a warning; real data only."""
-        if self.kind == "synthetic":
-            return []
+        """What differs from the published table, one sentence a split, also given as one warning; real data only."""
         messages = []
         for split, expected in self.published.items():
-            found = counts(getattr(self, split))
-            found = (found[0], found[1] - (split == "gallery" and zero_is_distractor(self)), found[2])
-            for what, have, want in zip(("images", "ids", "cameras"), found, expected):
-                if have != want:
-                    messages.append(f"{self.name}: {split} has {have} {what} under {self.root}, the published data set has "
-                                    f"{want}; results will not be comparable, so check the download")
-        for message in messages:
-            warnings.warn(message, stacklevel=2)
+            images, ids, cameras = counts(getattr(self, split))
+            found = images, ids - (split == "gallery" and zero_is_distractor(self)), cameras
+            if found != expected and self.kind == "real":
+                messages.append(f"{split} has {found[0]} images, {found[1]} ids, {found[2]} cameras instead of the "
+                                f"published {expected[0]}, {expected[1]}, {expected[2]}")
+        if messages:
+            warnings.warn(f"{self.name} under {self.root}: {'; '.join(messages)} (junk left out); results will not be "
+                          f"comparable, so check the download", stacklevel=2)
         return messages
 
     def digest(self) -> str:
@@ -121,7 +122,7 @@ def find_root(name: str, data_dir: str | Path, trees: tuple[str, ...], layouts: 
 
 def remedy(name: str, source: str) -> str:
     """Where the data comes from and what to do without it, as the end of an error message."""
-    return f"{source}, or write a synthetic stand-in with: python -m common.synthetic {name} --out data (README, Datasets)"
+    return f"{source}, or write a stand-in with: python -m common.synthetic {name} --out data (README, Datasets)"
 
 
 def kind_of(root: Path) -> str:
@@ -130,7 +131,8 @@ def kind_of(root: Path) -> str:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of one folder, sorted by name. Raises ValueError naming entries that are neither images nor harmless."""
+    """Image files of one folder, sorted by name. Raises ValueError naming entries that are neither images nor
+    harmless."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     kept = [e for e in entries if e.name.lower() not in HARMLESS and not e.name.startswith("._")]
     refuse(folder, [e.name for e in kept if e.suffix.lower() not in SUFFIXES or e.is_dir()],
@@ -139,7 +141,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def scan(folder: Path, pattern: re.Pattern, to_sample: Callable[[Path, re.Match], Sample]) -> list[Sample]:
-    """Samples of one folder, sorted by file name. Raises ValueError naming files whose names do not match the pattern."""
+    """Samples of one folder, sorted by file name. Raises ValueError naming files whose names do not match the
+    pattern."""
     files = image_files(folder)
     matches = [pattern.match(file.name) for file in files]
     refuse(folder, [file.name for file, match in zip(files, matches) if match is None],
@@ -161,20 +164,23 @@ def refuse(folder: Path, names: list[str], why: str) -> None:
         raise ValueError(f"{folder}: {shown}: {why}; rename or remove what does not belong there")
 
 
-def assemble(name: str, root: Path, splits: dict[str, list[Sample]], published: dict[str, tuple[int, int, int]]) -> Dataset:
+def assemble(name: str, root: Path, splits: dict[str, list[Sample]],
+             published: dict[str, tuple[int, int, int]]) -> Dataset:
     """Dataset from its three lists, sorted, checked at the door; warns about counts off the published table.
 
-    Raises: ValueError for a split without images, a camera number below 1 in a name, or a single camera in query and gallery.
+    Raises: ValueError for a split without images, a camera number below 1 in a name, or a single camera in query and
+    gallery.
     """
     root = Path(root)
     for split in SPLITS:
         if not splits[split]:
-            raise ValueError(f"{name}: {split} has no images under {root}; the download or its extraction is incomplete")
+            raise ValueError(f"{name}: {split} has no images under {root}; the download or extraction is incomplete")
         negative = [s.path for s in splits[split] if s.camid < 0]
         refuse(root, negative, "camera 0 in the file name, cameras count from 1")
     if len({s.camid for s in splits["query"] + splits["gallery"]}) == 1:
-        raise ValueError(f"{name}: every query and gallery image under {root} has camera {splits['query'][0].camid + 1}, so no "
-                         f"query has a match on another camera; check the camera numbers in the file names")
+        only = splits["query"][0].camid + 1
+        raise ValueError(f"{name}: all query and gallery images under {root} have camera {only}, so no query has a "
+                         f"match on another camera; check the camera numbers in the file names")
     ordered = {split: sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
                for split, samples in splits.items()}
     data = Dataset(name, root, kind_of(root), ordered["train"], ordered["query"], ordered["gallery"], published)

@@ -1,8 +1,9 @@
 """CUHK03 in the new protocol, 767 training and 700 test ids (Li et al., CVPR 2014; Zhong et al., CVPR 2017).
 
-Two trees are read: cuhk03-np with {detected,labeled}/{bounding_box_train,query,bounding_box_test} and names 0001_c1_1.png;
-and the images extracted from cuhk-03.mat of cuhk03_release, images_{detected,labeled}/1_001_1_01.png (camera pair, person, view, image),
-beside the lists cuhk03_new_protocol_config_{detected,labeled}.mat. Both give the same pids, and the two views as cameras 0 and 1.
+Two trees are read: cuhk03-np with {detected,labeled}/{bounding_box_train,query,bounding_box_test} and names
+0001_c1_1.png; and the images extracted from cuhk-03.mat of cuhk03_release, images_{detected,labeled}/1_001_1_01.png
+(camera pair, person, view, image), beside the lists cuhk03_new_protocol_config_{detected,labeled}.mat. Both give the
+same pids, and the two views as cameras 0 and 1.
 """
 
 import re
@@ -35,7 +36,7 @@ def load(data_dir: str | Path, split: str = "detected") -> Dataset:
         return assemble("cuhk03", root, read_lists(root / layout[0], root / layout[1]), PUBLISHED[split])
     other = root.resolve().name
     if layout == BOXES and other in PUBLISHED and other != split:
-        raise ValueError(f"cuhk03: {root} holds the {other} boxes but split {split!r} was asked for; give the folder above it")
+        raise ValueError(f"cuhk03: {root} holds the {other} boxes, not {split!r} as asked; give the folder above it")
     return assemble("cuhk03", root, scan_boxes(root / split if layout == boxes else root, PATTERN), PUBLISHED[split])
 
 
@@ -45,7 +46,8 @@ def list_name(split: str) -> str:
 
 
 def read_lists(file: Path, folder: Path) -> dict[str, list[Sample]]:
-    """The three lists of the new protocol over the original images. The .mat file counts from 1 and holds plain arrays."""
+    """The three lists of the new protocol over the original images. The .mat file counts from 1 and holds plain
+    arrays."""
     lists = loadmat(file, variable_names=["filelist", "labels", "train_idx", "query_idx", "gallery_idx"])
     names = [str(np.asarray(name).reshape(-1)[0]) for name in lists["filelist"].reshape(-1)]
     pids = lists["labels"].reshape(-1)

@@ -1,6 +1,7 @@
 """DukeMTMC-reID (Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017).
 
-Names: 0001_c2_f0046182.jpg is pid 1, camera 2. The gallery holds 408 ids without a query, which count against a ranking.
+Names: 0001_c2_f0046182.jpg is pid 1, camera 2. The gallery holds 408 ids without a query, which count against a
+ranking.
 """
 
 import re

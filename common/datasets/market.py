@@ -1,7 +1,7 @@
 """Market-1501 (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015).
 
-Names: 0002_c1s1_000451_03.jpg is pid 2, camera 1. In bounding_box_test pid 0 is a distractor and -1 is junk; both stay in the
-gallery (19,732 images, 15,913 without junk), since the evaluation knows what they mean.
+Names: 0002_c1s1_000451_03.jpg is pid 2, camera 1. In bounding_box_test pid 0 is a distractor and -1 is junk; both
+stay in the gallery (19,732 images, 15,913 without junk), since the evaluation knows what they mean.
 """
 
 import re

@@ -1,9 +1,9 @@
 """MSMT17 (Wei et al., Person Transfer GAN to Bridge Domain Gap for Person Re-Identification, CVPR 2018).
 
-Two trees are read: the authors' V1 (train, test) or V2 (mask_train_v2, mask_test_v2, blurred faces) with list_*.txt, whose lines
-are "0000/0000_000_01_0303morning_0008_0.jpg 0": pid from the list, camera 01 from the name's third field; and the re-layout
-bounding_box_{train,test}, query with names 0000_c1_0000.jpg that other repositories use. Training and test pids both start at 0
-and are different people; pid 0 is a person here, not a distractor.
+Two trees are read: the authors' V1 (train, test) or V2 (mask_train_v2, mask_test_v2, blurred faces) with list_*.txt,
+whose lines are "0000/0000_000_01_0303morning_0008_0.jpg 0": pid from the list, camera 01 from the name's third field;
+and the re-layout bounding_box_{train,test}, query with names 0000_c1_0000.jpg that other repositories use. Training
+and test pids both start at 0 and are different people; pid 0 is a person here, not a distractor.
 """
 
 import re
@@ -31,7 +31,7 @@ def load(data_dir: str | Path, combine: bool = True) -> Dataset:
         published = PUBLISHED if combine else PUBLISHED_WITHOUT_VAL
         return assemble("msmt17", root, read_lists(root, *layout[:2], combine), published)
     if not combine:
-        raise ValueError(f"msmt17: {root} has no list_val.txt, so validation cannot be left out; use the authors' own tree")
+        raise ValueError(f"msmt17: {root} has no list_val.txt, so validation stays in; use the authors' own tree")
     return assemble("msmt17", root, scan_boxes(root, PATTERN), PUBLISHED)
 
 
@@ -45,8 +45,10 @@ def read_lists(root: Path, train: str, test: str, combine: bool) -> dict[str, li
 
 
 def read_list(file: Path, folder: Path) -> list[Sample]:
-    """Samples of one list file. Raises ValueError naming lines that are not 'path pid' with a camera in the path's name."""
+    """Samples of one list file. Raises ValueError naming lines that are not 'path pid' with a camera in the path's
+    name."""
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     matches = [LINE.fullmatch(line) for line in lines]
-    refuse(file, [line for line, match in zip(lines, matches) if match is None], "not a line like '0000/0000_000_01_x.jpg 0'")
+    refuse(file, [line for line, match in zip(lines, matches) if not match],
+           "not a line like '0000/0000_000_01_x.jpg 0'")
     return [Sample(str(folder / match[1]), int(match[3]), int(match[2]) - 1) for match in matches]

@@ -79,7 +79,7 @@ class Figure:
     def trunk_axes(self, garment: Garment | None, upto: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places along the trunk (0 neck, 1 crotch) and the lateral and fore half-axes there, in statures."""
         person, girth = self.person, self.person.girth
-        lateral = np.array([0.034, 0.058, person.shoulders - 0.004, person.shoulders + 0.006, person.shoulders + 0.004,
+        lateral = np.array([0.040, 0.080, person.shoulders + 0.010, person.shoulders + 0.014, person.shoulders + 0.004,
                             0.074 * girth, (person.hips + 0.038) * girth ** 0.6, (person.hips + 0.032) * girth ** 0.6])
         fore = np.array([0.036, 0.045, 0.056, 0.066 * girth, (0.068 + 0.014 * person.bust) * girth, 0.060 * girth,
                          0.072 * girth, 0.068 * girth])
@@ -109,9 +109,10 @@ class Figure:
     def pelvis(self) -> None:
         lower, start, stop = self.outfit.lower, np.array(self.at["neck"]), np.array(self.at["pelvis"])
         skirt = lower.cut == "skirt"
-        upto = 1.0 + (1.5 * lower.length if skirt else 0.10)
+        upto = 1.0 + (1.5 * lower.length if skirt else 0.06)
         places, lateral, fore = self.trunk_axes(lower, upto)
-        fore = fore - 0.004
+        taper = 1 - 0.25 * np.clip((places - 0.85) / 0.25, 0, 1) * (not skirt)
+        lateral, fore = (lateral - 0.008) * taper, (fore - 0.010) * taper
         first = 13 if not skirt else int(np.searchsorted(places, 0.62))
         axis = stop - start
         length = hypot(*axis) / self.size * (upto - places[first])
@@ -172,19 +173,20 @@ class Figure:
         shoulder, elbow, wrist, hand = (self.at[name + p] for p in ("shoulder", "elbow", "wrist", "hand"))
         bare, label = garments.skin(self.person, 14 + side), 7 if upper.cut == "dress" else 4
         short = upper.cut in ("tshirt", "dress")
-        cloth_a = (np.array([0.036, 0.035, 0.031, 0.028]) * girth + upper.loose * 0.7) * size
+        cloth_a = (np.array([0.025, 0.033, 0.032, 0.028]) * girth + upper.loose * 0.7) * size
         if part == "arm":
             if short:
-                self.canvas.tube(shoulder, elbow, np.array([0.030, 0.029, 0.025]) * girth * size, bare, ARM + side,
-                                 caps=(0.02 * size, 0.024 * size))
+                start = np.array(shoulder) + 0.2 * (np.array(elbow) - shoulder)
+                self.canvas.tube(start, elbow, np.array([0.029, 0.028, 0.025]) * girth * size, bare, ARM + side,
+                                 caps=(0.0, 0.024 * size))
                 share = 0.45 + 0.25 * (upper.seed % 7) / 7 if upper.cut == "tshirt" else 0.3
                 end = np.array(shoulder) + (np.array(elbow) - shoulder) * share
                 paint = garments.limb(upper, label, UPPER, yaw, 0.168 * share, sleeve=True)
-                self.canvas.tube(shoulder, end, cloth_a[:3] + 0.003 * size, paint, ARM + side,
-                                 caps=(0.028 * size, 0.0), arc=0.15)
+                self.canvas.tube(shoulder, end, cloth_a[:3] + 0.002 * size, paint, ARM + side,
+                                 caps=(0.020 * size, 0.0), arc=0.15)
             else:
                 paint = garments.limb(upper, label, UPPER, yaw, 0.168, sleeve=True)
-                self.canvas.tube(shoulder, elbow, cloth_a, paint, ARM + side, caps=(0.028 * size, 0.027 * size))
+                self.canvas.tube(shoulder, elbow, cloth_a, paint, ARM + side, caps=(0.020 * size, 0.027 * size))
             return
         self.canvas.tube(wrist, hand, np.array([0.016, 0.022, 0.015]) * size, bare, FOREARM + side,
                          caps=(0.006 * size, 0.014 * size))

@@ -209,7 +209,7 @@ class Head:
             beard = (y < -0.22) & (ahead > -0.15) & ~(lips | (face & (side < 0.3) & (y > -0.38)))
             albedo[beard] = 0.55 * _array(person.hair) + 0.25 * _array(person.skin)
         if person.glasses != "none":
-            rim = (ahead > -0.1) & (np.abs(y - 0.07) < (0.16 if person.glasses == "dark" else 0.04)) & (
+            rim = (ahead > -0.1) & (np.abs(y - 0.07) < (0.11 if person.glasses == "dark" else 0.035)) & (
                 (side > 0.1) | (np.abs(y - 0.1) < 0.04)) & (face | (np.abs(y - 0.1) < 0.04))
             albedo[rim], material[rim] = (0.06, 0.06, 0.07), GLASS
             label[rim] = 3 if person.glasses == "dark" else 11
@@ -229,7 +229,7 @@ class Head:
         style = self.person.hair_style
         if style == "bald":
             return (ahead < -0.25) & (np.abs(y + 0.1) < 0.22)
-        fringe = {"crop": 0.62, "short": 0.52, "afro": 0.42, "bob": 0.40, "long": 0.50}.get(style, 0.58)
+        fringe = {"crop": 0.56, "short": 0.46, "afro": 0.42, "bob": 0.36, "long": 0.44}.get(style, 0.52)
         if style in ("bob", "long"):
             return (y > fringe - 0.25 * side) | (ahead < 0.30 - 0.1 * y) | ((side > 0.78) & (y > -0.6))
         return (y > fringe + 0.1 * (ahead > 0.6)) | ((ahead < 0.10 + 0.55 * np.maximum(y, 0)) & (y > -0.45))

@@ -20,7 +20,7 @@ HAIR: tuple[tuple[Colour, float], ...] = (
     ((0.50, 0.22, 0.12), 0.6), ((0.62, 0.61, 0.60), 0.8),
 )
 CLOTH: tuple[tuple[Colour, float], ...] = (
-    ((0.10, 0.10, 0.11), 5.0), ((0.30, 0.31, 0.33), 2.5), ((0.55, 0.56, 0.57), 2.2), ((0.88, 0.88, 0.86), 4.0),
+    ((0.10, 0.10, 0.11), 4.0), ((0.30, 0.31, 0.33), 2.0), ((0.58, 0.59, 0.60), 2.0), ((0.90, 0.90, 0.88), 4.0),
     ((0.13, 0.17, 0.30), 3.2), ((0.20, 0.33, 0.56), 1.8), ((0.50, 0.66, 0.80), 1.4), ((0.66, 0.14, 0.15), 1.8),
     ((0.40, 0.12, 0.17), 0.9), ((0.85, 0.52, 0.56), 1.1), ((0.88, 0.70, 0.22), 0.9), ((0.86, 0.44, 0.15), 0.7),
     ((0.18, 0.36, 0.22), 1.1), ((0.41, 0.44, 0.26), 1.2), ((0.29, 0.58, 0.50), 0.7), ((0.72, 0.62, 0.47), 1.5),
@@ -112,8 +112,8 @@ def identity(rng: np.random.Generator) -> Identity:
               {"short": 4, "crop": 3, "bald": 1, "afro": 0.6, "long": 0.3, "bun": 0.2})
     return Identity(
         stature=float(rng.normal(0.965 if woman else 1.02, 0.03)),
-        girth=float(np.clip(rng.lognormal(-0.06 if woman else 0.02, 0.12), 0.82, 1.4)),
-        shoulders=float(rng.normal(0.090 if woman else 0.101, 0.005)),
+        girth=float(np.clip(rng.lognormal(0.04 if woman else 0.12, 0.12), 0.88, 1.5)),
+        shoulders=float(rng.normal(0.097 if woman else 0.109, 0.005)),
         hips=float(rng.normal(0.054 if woman else 0.050, 0.003)),
         head=float(rng.normal(0.070, 0.002)), legs=float(rng.normal(0.512, 0.008)),
         bust=float(rng.uniform(0.4, 1.0)) if woman else 0.0,

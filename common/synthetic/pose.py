@@ -34,7 +34,7 @@ class View(NamedTuple):
     centre: float = 0.0
     top: float = 0.05
     bottom: float = 0.05
-    scene: tuple[float, float, float] = (0.5, 0.5, 1.0)  # background: position across, down (shares), zoom
+    scene: tuple[int, float, float, float] = (0, 0.5, 0.5, 1.0)  # background: viewpoint, place across, down, zoom
     exposure: float = 1.0
     occluder: str = "none"  # none | pole | bicycle | box | person
     companion: bool = False  # somebody else stands behind
@@ -79,7 +79,7 @@ def _leg(swing: float, bend: float, person: Identity) -> tuple[list, list, list,
 def skeleton(person: Identity, view: View) -> dict[str, np.ndarray]:
     """Joints of `person` in the body frame, name -> (3,) float64, scaled by the stature, feet on the ground."""
     joints: dict[str, list] = {}
-    reach, lift = 0.46 * person.gait * view.stride, 0.95 * view.stride
+    reach, lift = 0.40 * person.gait * view.stride, 0.95 * view.stride
     for name, side, phase in (("l", 1, view.phase), ("r", -1, view.phase + pi)):
         swing = reach * sin(phase) + 0.02
         bend = 0.06 + lift * max(0.0, cos(phase + 0.35)) ** 1.5
@@ -89,7 +89,7 @@ def skeleton(person: Identity, view: View) -> dict[str, np.ndarray]:
             joints[name + part] = [hip[i] + offset[i] for i in range(3)]
             joints[name + part][0] += side * (0.012 if part == "toe" else -0.004)
         joints[name + "hip"] = hip
-        shoulder = [side * person.shoulders, 0.808, -0.003]
+        shoulder = [side * (person.shoulders - 0.002), 0.792, -0.003]
         arm = _arm(person, side, view.arms[0 if side > 0 else 1], -0.52 * person.swing * view.stride * sin(phase))
         for part, offset in zip(("elbow", "wrist", "hand"), arm):
             joints[name + part] = [shoulder[i] + offset[i] for i in range(3)]

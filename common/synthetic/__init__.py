@@ -1,0 +1,88 @@
+"""Synthetic people: a seeded renderer of clothed pedestrians and writers of real data sets' native layouts.
+
+    from common import synthetic
+    root = synthetic.write("market", "data/synthetic-small", size="small")
+
+`identity`, `pose`, `body`, `garments`, `canvas` draw a person; `scene`, `camera`, `infrared`, `render` make the picture and
+its companions; `layouts` says what to draw for a data set; this module draws it in parallel and moves it into place.
+"""
+
+import json
+import os
+import shutil
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from common.synthetic import layouts
+
+VERSION = 2  # raised when the same seed gives other bytes than before
+STAMP = "SYNTHETIC"
+
+
+def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, workers: int | None = None) -> Path:
+    """Writes synthetic data in the layout of data set `name` below `out_dir` and returns its root.
+
+    Returns at once if the same data are already there. All files are first written beside the root under a temporary
+    name, so the root appears complete or not at all. `workers` processes (default: all cores) do not change a byte.
+    Raises ValueError for unknown names and sizes, FileExistsError if the root holds anything but synthetic data.
+    """
+    if name not in layouts.PLANS:
+        raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(layouts.PLANS)}")
+    if size not in layouts.SIZES:
+        raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
+    root = Path(out_dir) / layouts.ROOTS[name]
+    stamp = {"size": size, "seed": seed, "version": VERSION}
+    if _stamp(root) == stamp:
+        return root
+    if root.exists() and _stamp(root) is None and any(root.iterdir()):
+        raise FileExistsError(f"{root} holds data that are not synthetic; choose another directory")
+    draft = root.parent / f".{root.name}.{os.getpid()}.tmp"
+    try:
+        _fill(draft, name, size, seed, workers)
+        for folder in (draft, *(draft / part for part in ("labeled", "detected") if (draft / part).is_dir())):
+            (folder / STAMP).write_text(json.dumps(stamp) + "\n")
+        if _stamp(root) == stamp:  # somebody else was faster
+            return root
+        if root.exists():
+            shutil.rmtree(root)
+        os.replace(draft, root)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return root
+
+
+def _stamp(root: Path) -> dict | None:
+    """Contents of the stamp file in `root`, or None."""
+    path = root / STAMP
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> None:
+    items, texts = layouts.plan(name, size, seed)
+    for folder in sorted({str(Path(item.path).parent) for item in items}):
+        (draft / folder).mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        (draft / path).write_text(text)
+    job, count = partial(_save, draft, name, seed), workers or os.cpu_count() or 1
+    with tqdm(total=len(items), desc=f"synthetic {name} ({size})", unit="image", disable=None) as bar:
+        if count == 1:
+            for item in items:
+                bar.update(job(item))
+            return
+        with get_context("spawn").Pool(count, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            for done in pool.imap_unordered(job, items, chunksize=32):
+                bar.update(done)
+
+
+def _save(draft: Path, name: str, seed: int, item: layouts.Item) -> int:
+    image = layouts.draw(name, item, seed).image
+    options = [] if item.path.endswith(".png") else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    if not cv2.imwrite(str(draft / item.path), image[..., ::-1], options):
+        raise OSError(f"could not write {draft / item.path}; is the disk full?")
+    return 1

@@ -1,0 +1,32 @@
+"""Command line.
+
+    python -m common.synthetic market --out data                 # also duke, cuhk03, msmt17; --size full --seed 1
+    python -m common.synthetic sheet --out people.jpg            # one picture that shows everything
+"""
+
+import argparse
+import sys
+
+from common import synthetic
+from common.synthetic import layouts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m common.synthetic", description="Render synthetic people.")
+    parser.add_argument("what", help=f"{', '.join(layouts.PLANS)}, or sheet for a contact sheet")
+    parser.add_argument("--out", required=True, help="directory to write to; the picture's path for sheet")
+    parser.add_argument("--size", default="small", help="small or full (the real data set's counts)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-j", "--workers", type=int, default=None, help="processes; default all cores")
+    args = parser.parse_args()
+    try:
+        root = synthetic.write(args.what, args.out, args.size, args.seed, args.workers)
+    except (ValueError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

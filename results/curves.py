@@ -1,0 +1,90 @@
+"""Pictures drawn from result files: the sweeps of tables.yaml, and losses and metrics by epoch from the logs beside
+the results.
+"""
+
+import json
+from pathlib import Path
+
+from common import visualize
+from results import schema
+from results.schema import Refused
+from results.tables import Project, Table
+
+
+def draw(project: Project, figures: Path) -> None:
+    """Draw every sweep that has a number of ours, and the training curves of every logged run."""
+    for table in project.tables:
+        for size in ["", *table.sizes] if table.sweep else []:
+            panels = sweep_panels(table, size)
+            if panels:
+                title = table.heading + (f": synthetic {size}" if size else "")
+                visualize.plot(figures / sweep_name(table, size), panels, x_label=table.sweep, title=title)
+    for name, figure in curve_figures(project):
+        logs = {
+            result.seed: _read_log(result.log) for result in project.results if f"{result.row}, {result.data}" == name
+        }
+        panels = _log_panels(logs)
+        if panels:
+            visualize.plot(figures / figure, panels, x_label="epoch", title=f"{project.name} {name}")
+
+
+def sweep_name(table: Table, size: str) -> str:
+    return f"{table.project}-{table.id}" + (f"-synthetic-{size}" if size else "") + ".png"
+
+
+def sweep_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
+    """Per metric, one curve a group from our numbers, and beside real data the paper's points; {} without a number of
+    ours.
+    """
+    panels: dict[str, list[visualize.Curve]] = {}
+    ours_anywhere = False
+    for index, column in enumerate(table.columns):
+        curves = panels.setdefault(column.name + (" (%)" if schema.is_retrieval(column.metric) else ""), [])
+        for paper in (False, True) if not size else (False,):
+            cells = [
+                (line.synthetic.get(size, [None] * (index + 1)) if size else line.paper if paper else line.real)[index]
+                for line in table.lines
+            ]
+            points = [(float(line.name), cell) for line, cell in zip(table.lines, cells) if cell]
+            if points:
+                ours_anywhere |= not paper
+                error = (
+                    [(cell.std or 0) * column.scale for _, cell in points]
+                    if any(cell.std for _, cell in points)
+                    else None
+                )
+                y = [cell.value * column.scale for _, cell in points]
+                curves.append(visualize.Curve(column.group or "ours", [x for x, _ in points], y, error, paper))
+    return panels if ours_anywhere else {}
+
+
+def curve_figures(project: Project) -> list[tuple[str, str]]:
+    """(row, data) with a log -> the name of its picture of training curves, in order."""
+    found = {}
+    for result in project.results:
+        if result.log.is_file() and _log_panels({result.seed: _read_log(result.log)}):
+            found[f"{result.row}, {result.data}"] = f"{project.name}-{result.data}-{result.row.replace('/', '_')}.png"
+    return sorted(found.items())
+
+
+def _read_log(path: Path) -> list[dict]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise Refused(f"{path}: a line is not JSON ({error})") from error
+
+
+def _log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
+    """One panel for each loss, mAP and rank1 of the logs {seed: lines}, by epoch; one curve a seed."""
+    panels: dict[str, list[visualize.Curve]] = {}
+    for key in sorted({key for log in logs.values() for line in log for key in line}):
+        shown = key.rpartition(".")[2] in ("mAP", "rank1")
+        if not shown and "loss" not in key:
+            continue
+        for seed, log in logs.items():
+            points = [(line["epoch"], line[key]) for line in log if isinstance(line.get(key), (int, float))]
+            if points:
+                x, y = [x for x, _ in points], [y * 100 if shown else y for _, y in points]
+                panels.setdefault(f"{key} (%)" if shown else key, []).append(visualize.Curve(f"seed {seed}", x, y))
+    return panels

@@ -1,0 +1,400 @@
+"""aff_scl.losses: Eqs. (7)-(14) against loops written from the paper, and the memories' bookkeeping."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aff_scl import losses
+from aff_scl.losses import Memory, balance_loss, hard_contrast, info_nce, mean_contrast, psi, symmetric_contrast
+from aff_scl.model import Output
+from common.losses import batch_hard_triplet
+
+TAU = 0.05
+FORMS = ("logits", "logits_pos", "memory")
+
+
+def unit(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
+
+
+def setting(classes=6, present=(4, 1, 3), instances=4, size=8, momentum=0.1, hard_ref="mean", dtype=torch.float32):
+    """A memory of `classes` rows and a batch (q, labels) of some of them, in mixed order."""
+    memory = Memory(unit(classes, size), unit(classes, size, seed=1), momentum, hard_ref)
+    labels = torch.tensor(present).repeat(instances)
+    return memory, unit(len(labels), size, seed=2, dtype=dtype), labels
+
+
+def dot(x, y):
+    return sum(a * b for a, b in zip(x, y))
+
+
+def slow_info_nce(q, rows, labels, tau):
+    """Eq. (7) image by image, class by class."""
+    total = 0.0
+    for query, label in zip(q.tolist(), labels.tolist()):
+        scores = [math.exp(dot(query, row) / tau) for row in rows.tolist()]
+        total += -math.log(scores[label] / sum(scores))
+    return total / len(q)
+
+
+def slow_psi(x, alpha=0.9, gamma=1.5):
+    """Eq. (14) without 1/4 for one number."""
+    b = math.exp(gamma / alpha) - 1
+    if abs(x) < 1:
+        return alpha / b * (b * abs(x) + 1) * math.log(b * abs(x) + 1) - alpha * abs(x)
+    return gamma * abs(x) + gamma / b - alpha
+
+
+def normalised(row):
+    length = math.sqrt(dot(row, row))
+    return [value / length for value in row]
+
+
+def slow_update(memory, q, labels):
+    """Eqs. (10), (12), (13) identity by identity; returns means, hards as lists."""
+    m, means, hards = memory.momentum, memory.means.tolist(), memory.hards.tolist()
+    for i in sorted(set(labels.tolist())):
+        members = [query for query, label in zip(q.tolist(), labels.tolist()) if label == i]
+        average = [sum(column) / len(members) for column in zip(*members)]
+        reference = memory.means[i].tolist() if memory.hard_ref == "mean" else memory.hards[i].tolist()
+        hardest = min(members, key=lambda query: dot(query, reference))
+        means[i] = normalised([m * old + (1 - m) * new for old, new in zip(memory.means[i].tolist(), average)])
+        hards[i] = normalised([m * old + (1 - m) * new for old, new in zip(memory.hards[i].tolist(), hardest)])
+    return means, hards
+
+
+# ------------------------------------------------------------------------------------------------- Eqs. (7), (9), (11)
+@pytest.mark.parametrize("tau", [0.05, 1.0])
+def test_eq7_equals_loop_over_classes(tau):
+    memory, q, labels = setting()
+    assert info_nce(q, memory.means, labels, tau).item() == pytest.approx(
+        slow_info_nce(q, memory.means, labels, tau), rel=1e-5
+    )
+
+
+def test_eq9_and_eq11_contrast_against_their_own_memory():
+    memory, q, labels = setting()
+    for loss, rows in ((mean_contrast, memory.means), (hard_contrast, memory.hards)):
+        assert loss(q, rows, labels, TAU).item() == pytest.approx(slow_info_nce(q, rows, labels, TAU), rel=1e-5)
+
+
+def test_eq7_gradient_is_right_in_float64_and_rows_get_none():
+    memory, q, labels = setting(dtype=torch.float64)
+    rows = memory.means.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: info_nce(x, rows, labels, 0.5), q.requires_grad_())
+    info_nce(q, rows, labels, 0.5).backward()
+    assert rows.grad is None
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_labels_outside_the_classes_are_refused_everywhere(label):
+    memory, q, labels = setting()
+    labels[3] = label
+    calls = [lambda: mean_contrast(q, memory.means, labels, TAU), lambda: hard_contrast(q, memory.hards, labels, TAU),
+             lambda: symmetric_contrast(q, labels, memory), lambda: memory.update(q, labels),
+             lambda: losses.ce_tri(Output(q, q, torch.zeros(12, 6)), labels)]  # fmt: skip
+    calls += [lambda form=form: balance_loss(q, labels, memory, TAU, form) for form in losses.BALANCE_FORMS]
+    for call in calls:
+        with pytest.raises(ValueError, match="outliers"):
+            call()
+
+
+def test_wrong_shapes_and_temperatures_are_refused():
+    memory, q, labels = setting()
+    with pytest.raises(ValueError, match="expected q"):
+        mean_contrast(q, memory.means, labels[:-1], TAU)
+    with pytest.raises(ValueError, match="expected q"):
+        mean_contrast(q[:0], memory.means, labels[:0], TAU)
+    with pytest.raises(ValueError, match="tau"):
+        mean_contrast(q, memory.means, labels, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- Eq. (14)
+def test_psi_is_the_balanced_l1_of_eq14():
+    assert losses.B == pytest.approx(4.29449, abs=5e-6)
+    assert losses.ALPHA * math.log(losses.B + 1) == pytest.approx(1.5)
+    points = [-7.0, -1.0, -0.999, -0.3, -1e-3, 0.0, 1e-3, 0.5, 0.999, 1.0, 1.001, 20.0]
+    expected = [slow_psi(x) for x in points]
+    assert psi(torch.tensor(points, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_psi_is_continuous_with_slope_one_and_a_half_at_one():
+    below, above = (torch.tensor(1 + side, dtype=torch.float64, requires_grad=True) for side in (-1e-9, 1e-9))
+    assert psi(below).item() == pytest.approx(psi(above).item(), abs=1e-8) == pytest.approx(0.94928, abs=1e-5)
+    for x in (below, above):
+        assert torch.autograd.grad(psi(x), x)[0].item() == pytest.approx(1.5, abs=1e-8)
+    small = torch.tensor(1e-4, dtype=torch.float64)
+    assert psi(small).item() == pytest.approx(1.9325e-8, rel=1e-3)
+
+
+def test_psi_gradient_is_right_and_zero_at_zero():
+    x = torch.tensor([-3.0, -0.5, 0.2, 0.9, 1.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(psi, x)
+    zero = torch.zeros(1, requires_grad=True)
+    psi(zero).sum().backward()
+    assert zero.grad.item() == 0.0
+
+
+def slow_balance(q, labels, memory, tau, form):
+    total, terms = 0.0, 0
+    if form == "memory":
+        means, hards = slow_update(memory, q, labels)
+        present = sorted(set(labels.tolist()))
+        return sum(slow_psi(c - h) for i in present for c, h in zip(means[i], hards[i])) / len(present) / 4
+    for query, label in zip(q.tolist(), labels.tolist()):
+        for j in range(len(memory)) if form == "logits" else [label]:
+            x = (dot(query, memory.means[j].tolist()) - dot(query, memory.hards[j].tolist())) / tau
+            total, terms = total + slow_psi(x), terms + 1
+    return total / terms / 4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eq14_equals_loops(form):
+    memory, q, labels = setting(present=(4, 1, 3, 1))  # class 1 has twice as many images as the others
+    loss = balance_loss(q, labels, memory, TAU, form)
+    assert loss.item() == pytest.approx(slow_balance(q, labels, memory, TAU, form), rel=1e-4)
+
+
+def test_eq14_read_literally_has_no_gradient_and_the_default_has():
+    memory, q, labels = setting()
+    literal = psi(memory.means - memory.hards).sum() / 4
+    assert not literal.requires_grad
+    for form in FORMS:
+        leaf = q.clone().requires_grad_()
+        balance_loss(leaf, labels, memory, TAU, form).backward()
+        assert leaf.grad.abs().max() > 0
+    assert not balance_loss(q.clone().requires_grad_(), labels, memory, TAU, "none").requires_grad
+
+
+def test_logits_form_moves_the_mean_side_only():
+    memory, q, labels = setting()
+    leaf = q.clone().requires_grad_()
+    balance_loss(leaf, labels, memory, TAU).backward()
+    other = q.clone().requires_grad_()
+    fixed = (q @ memory.hards.T).detach()
+    (0.25 * psi((other @ memory.means.T - fixed) / TAU).mean()).backward()
+    assert torch.allclose(leaf.grad, other.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_form_gradient_is_right_in_float64():
+    memory, q, labels = setting(dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: balance_loss(x, labels, memory, TAU, "memory"), q.requires_grad_())
+
+
+def test_balance_is_zero_while_both_memories_are_equal():
+    memory, q, labels = setting()
+    memory.hards = memory.means.clone()
+    assert [balance_loss(q, labels, memory, TAU, form).item() for form in ("logits", "logits_pos")] == [0.0, 0.0]
+
+
+def test_unknown_form_is_refused():
+    memory, q, labels = setting()
+    with pytest.raises(ValueError, match="logits_pos"):
+        balance_loss(q, labels, memory, TAU, "cosine")
+
+
+# -------------------------------------------------------------------------------------------------------------- Eq. (8)
+@pytest.mark.parametrize("lambda1, lambda2", [(0.75, 0.25), (0.0, 1.0), (1.0, 0.0)])
+def test_eq8_weighs_hard_by_lambda1_and_mean_by_lambda2(lambda1, lambda2):
+    memory, q, labels = setting()
+    loss, parts = symmetric_contrast(q, labels, memory, TAU, lambda1, lambda2)
+    hard, mean = slow_info_nce(q, memory.hards, labels, TAU), slow_info_nce(q, memory.means, labels, TAU)
+    balance = slow_balance(q, labels, memory, TAU, "logits")
+    assert loss.item() == pytest.approx(lambda1 * hard + lambda2 * mean + balance, rel=1e-5)
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"hard": hard, "mean": mean, "balance": balance}, rel=1e-4
+    )
+    assert not any(part.requires_grad for part in parts.values())
+
+
+def test_defaults_are_the_papers():
+    memory, q, labels = setting()
+    expected = symmetric_contrast(q, labels, memory, 0.05, 0.75, 0.25, "logits")[0]
+    assert torch.equal(symmetric_contrast(q, labels, memory)[0], expected)
+    assert memory.momentum == Memory(memory.means, memory.hards).momentum == 0.1
+
+
+def test_autocast_changes_nothing():
+    memory, q, labels = setting()
+    expected = symmetric_contrast(q, labels, memory)[0]
+    means = memory.updated_rows(q, labels)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(symmetric_contrast(q, labels, memory)[0], expected)
+        assert torch.equal(memory.updated_rows(q, labels)[0], means)
+        memory.update(q, labels)
+    assert memory.means.dtype == memory.hards.dtype == torch.float32
+
+
+def test_losses_leave_the_matmul_precision_as_it_was():
+    memory, q, labels = setting()
+    torch.set_float32_matmul_precision("high")
+    try:
+        symmetric_contrast(q, labels, memory)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# ------------------------------------------------------------------------------------------------ Eqs. (10), (12), (13)
+@pytest.mark.parametrize("hard_ref", ["mean", "hard"])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9])
+def test_update_equals_loop_over_identities(momentum, hard_ref):
+    memory, q, labels = setting(present=(4, 1, 3, 1), momentum=momentum, hard_ref=hard_ref)
+    means, hards = slow_update(memory, q, labels)
+    before = memory.means.clone(), memory.hards.clone()
+    memory.update(q, labels)
+    assert torch.allclose(memory.means, torch.tensor(means), atol=1e-6)
+    assert torch.allclose(memory.hards, torch.tensor(hards), atol=1e-6)
+    absent = [0, 2, 5]
+    assert torch.equal(memory.means[absent], before[0][absent]) and torch.equal(memory.hards[absent], before[1][absent])
+    for rows in (memory.means, memory.hards):
+        assert torch.allclose(rows.norm(dim=1), torch.ones(6))
+
+
+def test_hard_sample_is_the_least_similar_to_the_mean_before_the_update():
+    mean, hard = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    q = F.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, -1.0]]))
+    by_mean, by_hard = Memory(mean, hard, 0.0), Memory(mean, hard, 0.0, "hard")
+    for memory in (by_mean, by_hard):
+        memory.update(q, torch.zeros(3, dtype=torch.int64))
+    assert torch.allclose(by_mean.hards[0], q[1]) and torch.allclose(by_hard.hards[0], q[2])
+
+
+def test_ties_go_to_the_first_image():
+    q = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])  # all at similarity 0 to the mean
+    memory = Memory(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]), 0.0)
+    memory.update(q, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(memory.hards[0], q[0])
+
+
+def test_order_of_the_batch_does_not_matter():
+    (one, q, labels), (two, _, _) = setting(), setting()
+    order = torch.randperm(len(q), generator=torch.Generator().manual_seed(3))
+    one.update(q, labels)
+    two.update(q[order], labels[order])
+    assert torch.allclose(one.means, two.means, atol=1e-7) and torch.equal(one.hards, two.hards)
+
+
+def test_a_loss_can_be_differentiated_after_the_update():
+    memory, q, labels = setting()
+    leaf = q.clone().requires_grad_()
+    expected = torch.autograd.grad(symmetric_contrast(leaf, labels, memory)[0], leaf)[0]
+    loss, _ = symmetric_contrast(leaf, labels, memory)
+    memory.update(leaf, labels)
+    assert torch.equal(torch.autograd.grad(loss, leaf)[0], expected)
+    assert not memory.means.requires_grad and not memory.hards.requires_grad
+
+
+def test_training_on_fixed_labels_lowers_the_loss():
+    memory, q, labels = setting(size=16)
+    leaf = q.clone().requires_grad_()
+    optimizer, values = torch.optim.SGD([leaf], lr=0.2), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        rows = F.normalize(leaf)
+        loss, _ = symmetric_contrast(rows, labels, memory)
+        loss.backward()
+        optimizer.step()
+        memory.update(rows, labels)
+        values.append(loss.item())
+    assert values[-1] < 0.5 * values[0]
+
+
+# --------------------------------------------------------------------------------------------------- start of an epoch
+def test_memories_start_at_the_unit_means_of_the_clusters():
+    feats, labels = unit(20, 8), torch.tensor([2, 0, -1, 1, 1] * 4)
+    memory = Memory.from_features(feats, labels)
+    for i in range(3):
+        members = [row for row, label in zip(feats.tolist(), labels.tolist()) if label == i]
+        expected = torch.tensor(normalised([sum(column) for column in zip(*members)]))
+        assert torch.allclose(memory.means[i], expected, atol=1e-6) and torch.equal(memory.means[i], memory.hards[i])
+
+
+def test_hardest_start_is_the_member_farthest_from_the_mean():
+    feats, labels = unit(20, 8), torch.tensor([2, 0, -1, 1, 1] * 4).numpy()
+    memory = Memory.from_features(feats, labels, hard_init="hardest")
+    for i in range(3):
+        members = [row for row, label in zip(feats.tolist(), labels.tolist()) if label == i]
+        expected = min(members, key=lambda row: dot(row, memory.means[i].tolist()))
+        assert torch.allclose(memory.hards[i], torch.tensor(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("labels, options, message", [
+    ([0, 0, 2, 2], {}, r"without a feature: \[1\]"),
+    ([0, 0, 1, 1], {"num_classes": 3}, r"without a feature: \[2\]"),
+    ([0, 0, 1, 5], {"num_classes": 2}, "outside it"),
+    ([-1, -1, -1, -1], {}, "no labels"),
+    ([-2, 0, 0, 0], {}, "outside it"),
+    ([0, 1], {}, "expected feats"),
+    ([0, 0, 1, 1], {"hard_init": "first"}, "hard_init"),
+    ([0, 0, 1, 1], {"hard_ref": "centre"}, "hard_ref"),
+    ([0, 0, 1, 1], {"momentum": 1.5}, "momentum"),
+])  # fmt: skip
+def test_impossible_memories_are_refused(labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        Memory.from_features(unit(4, 8), torch.tensor(labels), **options)
+
+
+def test_features_that_are_not_finite_are_refused():
+    feats = unit(4, 8)
+    feats[2, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        Memory.from_features(feats, torch.tensor([0, 0, 1, 1]))
+
+
+def test_joint_memory_puts_the_source_first_and_gives_it_back():
+    source = Memory(unit(3, 8), unit(3, 8, seed=1), 0.2, "hard")
+    target = Memory(unit(4, 8, seed=2), unit(4, 8, seed=3), 0.2, "hard")
+    joint = Memory.join(source, target)
+    assert len(joint) == 7 and (joint.momentum, joint.hard_ref) == (0.2, "hard")
+    q, labels = unit(4, 8, seed=4), torch.tensor([0, 0, 1, 1])
+    joint.update(q, labels + len(source))
+    target.update(q, labels)
+    assert torch.equal(joint.means[3:], target.means) and torch.equal(joint.hards[3:], target.hards)
+    back = joint[: len(source)]
+    assert torch.equal(back.means, source.means) and torch.equal(back.hards, source.hards)
+    joint.means[0] = 0.0
+    assert torch.equal(back.means, source.means)
+
+
+def test_a_memory_survives_a_checkpoint_to_the_bit(tmp_path):
+    memory, q, labels = setting()
+    memory.update(q, labels)
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    again = Memory(**torch.load(tmp_path / "memory.pt", weights_only=True), momentum=0.1)
+    assert torch.equal(again.means, memory.means) and torch.equal(again.hards, memory.hards)
+
+
+# --------------------------------------------------------------------------------------------------------- the baseline
+def test_baseline_loss_is_cross_entropy_plus_triplet_on_the_pooled_feature():
+    pooled, labels = 3 * unit(12, 8), torch.arange(4).repeat_interleave(3)
+    logits = unit(12, 4, seed=5)
+    loss, parts = losses.ce_tri(Output(unit(12, 8, seed=6), pooled, logits), labels, label_smoothing=0.1)
+    ce = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist()):
+        total = sum(math.exp(value) for value in row)
+        for j, value in enumerate(row):
+            ce -= (0.9 * (j == label) + 0.1 / 4) * math.log(math.exp(value) / total) / 12
+    assert parts["ce"].item() == pytest.approx(ce, rel=1e-5)
+    assert torch.equal(parts["triplet"], batch_hard_triplet(pooled, labels, 0.3))
+    assert loss.item() == pytest.approx((parts["ce"] + parts["triplet"]).item())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu_with_tf32_on():
+    memory, q, labels = setting(classes=700, present=tuple(range(0, 700, 50)), instances=8, size=2048)
+    on_gpu = Memory(memory.means.cuda(), memory.hards.cuda())
+    torch.set_float32_matmul_precision("high")
+    try:
+        loss = symmetric_contrast(q.cuda(), labels.cuda(), on_gpu)[0]
+        on_gpu.update(q.cuda(), labels.cuda())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert loss.item() == pytest.approx(symmetric_contrast(q, labels, memory)[0].item(), rel=1e-5)
+    memory.update(q, labels)
+    assert torch.allclose(on_gpu.means.cpu(), memory.means, atol=1e-6)
+    assert torch.allclose(on_gpu.hards.cpu(), memory.hards, atol=1e-6)

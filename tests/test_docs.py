@@ -1,0 +1,165 @@
+"""The documentation is true: commands parse, flags exist, links lead somewhere, tables equal the result files."""
+
+import ast
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from results import render, reproduce, schema
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page for page in [*ROOT.glob("README.md"), *ROOT.glob("*/README.md")] if ".pytest_cache" not in page.parts
+)
+SCRIPTS = sorted(
+    path
+    for path in [*ROOT.glob("*/*.py"), *ROOT.glob("common/*/*.py")]
+    if not path.relative_to(ROOT).parts[0].startswith((".", "tests"))
+)
+OTHERS_MODULES = {"pip", "venv", "pytest", "torch.distributed.run", "http.server"}
+COMMAND = re.compile(r"^\s*(?:\$ )?((?:[A-Z_]+=\S+ )*(?:python3?|torchrun|bash|make) .*)$")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
+
+
+def commands(text):
+    """The command lines of a text, one string each, without comments; lines with ... are sketches."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        match = COMMAND.match(line)
+        if match and "..." not in line:
+            found.append(match[1])
+    return found
+
+
+def page_commands(text):
+    """Commands in fenced blocks and in `inline code` of a markdown page."""
+    fenced = "".join(re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return commands(fenced) + commands("\n".join(re.findall(r"`([^`\n]+)`", rest)))
+
+
+def all_commands():
+    found = [
+        (page.relative_to(ROOT).as_posix(), command)
+        for page in PAGES
+        for command in page_commands(page.read_text(encoding="utf-8"))
+    ]
+    for script in SCRIPTS:
+        doc = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        found += [
+            (script.relative_to(ROOT).as_posix(), command)
+            for command in commands(doc)
+            if not command.startswith("make ")
+        ]
+    return found
+
+
+def parse(command):
+    """Parse a command as its script would; raises AssertionError saying what is wrong with it."""
+    words = shlex.split(command, comments=True)
+    while "=" in words[0]:
+        words.pop(0)
+    program, *words = words
+    if program == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        assert set(word for word in words if "=" not in word) <= targets, f"Makefile has {sorted(targets)}"
+        return
+    if program == "bash":
+        assert subprocess.run(["bash", "-n", ROOT / words[0]], check=False).returncode == 0
+        return
+    if words[0] == "-m":
+        if words[1] in OTHERS_MODULES:
+            return
+        module = ROOT / words[1].replace(".", "/")
+        path, words = module / "__main__.py" if module.is_dir() else module.with_suffix(".py"), words[2:]
+    else:
+        index = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        assert program == "torchrun" or index == 0, f"{words[0]} stands before the script"
+        path, words = ROOT / words[index], words[index + 1 :]
+    assert path.is_file(), f"{path} does not exist"
+    parse_words(path, words)
+
+
+def parse_words(path, words):
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            if path == ROOT / "results" / "reproduce.py":
+                assert reproduce.main(["--dry-run", *words]) == 0, said.getvalue()
+            else:
+                script = schema.load_script(path)
+                assert hasattr(script, "parse_args"), (
+                    f"{path} has no parse_args(argv), so its commands cannot be checked"
+                )
+                script.parse_args(words)
+    except SystemExit as error:
+        assert error.code == 0, said.getvalue()
+
+
+def help_flags(path):
+    """The long flags that a script's --help lists, without --help itself."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+        schema.load_script(path).parse_args(["--help"])
+    listed = re.findall(r"^  (-\S.*?)(?:  |$)", text.getvalue(), re.MULTILINE)
+    return {flag for line in listed for flag in FLAG.findall(line)} - {"--help"}
+
+
+@pytest.mark.parametrize("where, command", all_commands())
+def test_command_parses(where, command):
+    parse(command)
+
+
+def test_the_command_parser_sees_what_is_wrong():
+    fenced = "```bash\npython results/render.py --check  # fine\npython gone.py\n```\n"
+    text = fenced + "and `python results/render.py --chekc`, `make demo ...`"
+    good, gone, misspelt = page_commands(text)
+    parse(good)
+    for command in (gone, misspelt):
+        with pytest.raises(AssertionError):
+            parse(command)
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name in ("train.py", "test.py")], ids=str)
+def test_a_script_has_at_most_40_flags(script):
+    assert 0 < len(help_flags(script)) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_flags_named_on_a_page_exist(page):
+    scripts = [path for path in SCRIPTS if "def parse_args" in path.read_text(encoding="utf-8")]
+    known = set().union(*(help_flags(path) for path in scripts)) | {"--nproc-per-node", "--standalone", "--help"}
+    text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert set(FLAG.findall(text.replace("--nproc_per_node", ""))) - known == set()
+
+
+@pytest.mark.parametrize("project", schema.projects(ROOT))
+def test_a_flag_table_lists_exactly_the_flags_of_train(project):
+    page = ROOT / project / "README.md"
+    section = re.search(
+        r"^#+ Flags\b(.*?)(?=^#|\Z)",
+        page.read_text(encoding="utf-8") if page.is_file() else "",
+        re.DOTALL | re.MULTILINE,
+    )
+    if section is None:
+        pytest.skip("no section Flags")
+    listed = {
+        flag for line in section[1].splitlines() if line.startswith("|") for flag in FLAG.findall(line.split("|")[1])
+    }
+    assert listed == help_flags(ROOT / project / "train.py")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_tables_on_all_pages_equal_the_result_files(capsys):
+    assert render.main(["--check"]) == 0, capsys.readouterr().err
