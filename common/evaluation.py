@@ -64,18 +64,25 @@ def extract(
     device = torch.device(device)
     blocks = torch.arange(len(images)).split(batch_size)
     model = model.module if isinstance(model, DistributedDataParallel) else model  # its forward would wait for others
-    feats = []
+    output_device = device if output_device is None else torch.device(output_device)
+    own, row = None, 0  # features of this rank's blocks, in order
     with _eval_mode(model), torch.inference_mode(), _autocast(device, AMP_DTYPES[amp]):
         for pixels, indices in _batches(images, blocks[rank::world_size], device):
             x = normalize(pixels)
             out = model(x).float()
             if out.ndim != 2 or len(out) != len(indices):
                 raise ValueError(f"model: expected output ({len(indices)}, D) in eval mode, got {tuple(out.shape)}")
-            feats.append((out + model(x.flip(3)).float()) / 2 if flip else out)
-    output_device = device if output_device is None else torch.device(output_device)
-    if world_size == 1:
-        return torch.cat(feats).to(output_device).clone()  # an ordinary tensor, not one of inference mode
-    return _gather(feats, blocks, rank, world_size, device, output_device)
+            if own is None:
+                own = _ordinary_empty(sum(map(len, blocks[rank::world_size])), out.shape[1], output_device)
+            own[row:row + len(out)] = (out + model(x.flip(3)).float()) / 2 if flip else out
+            row += len(out)
+    return own if world_size == 1 else _gather(own, blocks, rank, world_size, device, output_device)
+
+
+def _ordinary_empty(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """A tensor that autograd may save later, also when made within inference mode."""
+    with torch.inference_mode(False):
+        return torch.empty(rows, columns, device=device)
 
 
 @contextlib.contextmanager
@@ -99,10 +106,10 @@ def _batches(images, blocks, device: torch.device) -> Iterator[tuple[torch.Tenso
     return ((images.gather(indices).to(device), indices) for indices in blocks)
 
 
-def _gather(feats, blocks, rank, world_size, device, output_device) -> torch.Tensor:
+def _gather(own, blocks, rank, world_size, device, output_device) -> torch.Tensor:
     """(N, D) on every rank: each sends its rows in turn, and they are placed by index."""
     carrier = device if distributed.get_backend() == "nccl" else torch.device("cpu")
-    own = torch.cat(feats).to(carrier) if feats else torch.empty(0, 0, device=carrier)
+    own = torch.empty(0, 0, device=carrier) if own is None else own.to(carrier)
     size = torch.tensor(own.shape[1], device=carrier)
     distributed.all_reduce(size, distributed.ReduceOp.MAX)
     result = torch.empty(sum(map(len, blocks)), int(size), device=output_device)
@@ -110,7 +117,7 @@ def _gather(feats, blocks, rank, world_size, device, output_device) -> torch.Ten
         if not blocks[source::world_size]:
             continue
         indices = torch.cat(blocks[source::world_size])
-        part = own.clone() if source == rank else torch.empty(len(indices), int(size), device=carrier)
+        part = own if source == rank else torch.empty(len(indices), int(size), device=carrier)
         distributed.broadcast(part, source)
         result[indices.to(output_device)] = part.to(output_device)
     return result

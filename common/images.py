@@ -156,6 +156,8 @@ def loaded(images: ImageStore, index_batches: Iterator[np.ndarray], workers: int
                         generator=torch.Generator().manual_seed(0),  # nothing random; leaves the global generator alone
                         pin_memory=device.type == "cuda", persistent_workers=False)
     for pixels, indices in loader:
+        if isinstance(pixels, Exception):
+            raise pixels
         yield pixels, indices.numpy()
 
 
@@ -168,13 +170,20 @@ class Decoded(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images.decode(index), int(index)
+    def __getitem__(self, index: int) -> tuple[np.ndarray | Exception, int]:
+        try:
+            return self.images.decode(index), int(index)
+        except (ValueError, FileNotFoundError) as error:
+            return error, int(index)  # raised by the caller's process, so that the loader ends in order
 
 
-def stack(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch of (image, index) pairs: uint8 (B, C, H, W), int64 (B,)."""
-    return torch.from_numpy(np.stack([pixels for pixels, _ in items])), torch.tensor([index for _, index in items])
+def stack(items: list[tuple[np.ndarray | Exception, int]]) -> tuple[torch.Tensor | Exception, torch.Tensor]:
+    """Batch of (image, index) pairs: uint8 (B, C, H, W), or the first error among the images; int64 (B,)."""
+    indices = torch.tensor([index for _, index in items])
+    for pixels, _ in items:
+        if isinstance(pixels, Exception):
+            return pixels, indices
+    return torch.from_numpy(np.stack([pixels for pixels, _ in items])), indices
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -207,7 +216,7 @@ def decode(path: str, channels: int, height: int, width: int, interpolation: str
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error}); replace the file, or list all broken ones with "
                          f"python -m common.datasets check NAME") from error
-    return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1).copy()
 
 
 def open_store(paths: list[str], shape: tuple[int, int, int], interpolation: str, cache_dir: str | Path | None,
@@ -215,7 +224,8 @@ def open_store(paths: list[str], shape: tuple[int, int, int], interpolation: str
     """Memory map (N, C, H, W) of the store file, written first if it is not there; other processes wait for the
     writer."""
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir(paths)
-    file = folder / f"{name}-{shape[1]}x{shape[2]}-{store_key(paths, shape, interpolation)[:16]}.npy"
+    stem = name.replace(" ", "-").replace(os.sep, "-")
+    file = folder / f"{stem}-{shape[1]}x{shape[2]}-{store_key(paths, shape, interpolation)[:16]}.npy"
     if not file.exists():
         with locked(folder):
             if not file.exists():

@@ -112,9 +112,8 @@ def draw_groups(members: np.ndarray, starts: np.ndarray, counts: np.ndarray, cam
     candidates = np.add.reduceat(other, starts)[:, None]  # (C, 1) number of candidates
     ranked = np.argsort(identity + 0.5 * rng.random(len(members)) + 0.5 * ~other, kind="stable")
     in_order = np.arange(num_instances - 1)[None, :]
-    repeated = (rng.random((len(counts), num_instances - 1)) * candidates).astype(np.int64)
+    repeated = (rng.random((len(counts), num_instances - 1)) * candidates).astype(np.int64)  # 0 if none: the anchor
     picked = ranked[starts[:, None] + np.where(candidates >= num_instances - 1, in_order, repeated)]
-    picked = np.where(candidates == 0, anchor[:, None], picked)
     return members[np.concatenate([anchor[:, None], picked], axis=1)]
 
 

@@ -46,7 +46,8 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor 
     """
     batch, channels, height, width = images.shape
     image = torch.arange(batch, device=images.device) if flags is None else mirrored(flags)
-    padded = F.pad(images if flags is None else torch.cat([images, images.flip(-1)]), (pad, pad, pad, pad))
+    source = images if flags is None else torch.cat([images, images.flip(-1)])
+    padded = F.pad(source.contiguous(), (pad, pad, pad, pad))
     plane = image[:, None] * channels + torch.arange(channels, device=images.device)  # (B, C)
     row = plane[:, :, None] * padded.shape[2] + top[:, None, None] + torch.arange(height, device=images.device)
     start = row * padded.shape[3] + left[:, None, None]  # (B, C, H)
@@ -335,8 +336,7 @@ def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def nearest_index(start: Tensor, length: Tensor, out: int) -> Tensor:
     """Source index (B, out) of each output pixel under nearest neighbour, PIL's rule: floor of the centre."""
-    centres = (torch.arange(out, device=start.device) + 0.5) * (length[:, None] / out)
-    return start[:, None] + centres.floor().long().minimum(length[:, None] - 1)
+    return start[:, None] + (2 * torch.arange(out, device=start.device) + 1) * length[:, None] // (2 * out)
 
 
 def resize_matrix(start: Tensor, length: Tensor, out: int, interpolation: str) -> Tensor:

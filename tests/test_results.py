@@ -256,6 +256,7 @@ BROKEN = {
     "metric cross.rank1 is -0.1, outside [0, 1]": {"metrics": {"cross.rank1": -0.1}},
     "metric mAP is nan": {"metrics": {"mAP": float("nan")}},
     "metric mAP is '0.5'": {"metrics": {"mAP": "0.5"}},
+    "metric flops is inf": {"metrics": {"flops": float("inf")}},
     "holds no metrics": {"metrics": {}},
     "selection 'lucky' is none of": {"selection": "lucky"},
 }

@@ -11,7 +11,7 @@ from common.datasets.base import BOXES, Dataset, assemble, find_root, scan_boxes
 
 TREES = ("dukemtmcreid/DukeMTMC-reID", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid")
 SOURCE = "DukeMTMC was withdrawn by its authors and has no official source any more, so bring a copy you may use"
-PATTERN = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
+PATTERN = re.compile(r"(-1|\d+)_c(\d+)_f\d")
 PUBLISHED = {"train": (16522, 702, 8), "query": (2228, 702, 8), "gallery": (17661, 1110, 8)}
 
 

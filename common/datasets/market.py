@@ -11,7 +11,7 @@ from common.datasets.base import BOXES, Dataset, assemble, find_root, scan_boxes
 
 TREES = ("market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "market1501")
 SOURCE = "get Market-1501-v15.09.15 from the project page of its authors (Liang Zheng, ICCV 2015) and put it there"
-PATTERN = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
+PATTERN = re.compile(r"(-1|\d+)_c(\d+)s\d")
 PUBLISHED = {"train": (12936, 751, 6), "query": (3368, 750, 6), "gallery": (15913, 750, 6)}
 
 

@@ -9,6 +9,7 @@ import sys
 
 from common import synthetic
 from common.synthetic import layouts
+from common.synthetic.sheet import sheet
 
 
 def main() -> int:
@@ -20,11 +21,14 @@ def main() -> int:
     parser.add_argument("-j", "--workers", type=int, default=None, help="processes; default all cores")
     args = parser.parse_args()
     try:
-        root = synthetic.write(args.what, args.out, args.size, args.seed, args.workers)
-    except (ValueError, FileExistsError) as error:
+        if args.what == "sheet":
+            written = sheet(args.out, args.seed)
+        else:
+            written = synthetic.write(args.what, args.out, args.size, args.seed, args.workers)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"written: {root}")
+    print(f"written: {written}")
     return 0
 
 

@@ -27,6 +27,7 @@ class Surface(NamedTuple):
     keep: np.ndarray | None = None  # (n,) bool, where the part is present at all
 
 
+_CENTRES = np.arange(128) + 0.5
 Painter = Callable[[np.ndarray, np.ndarray, np.ndarray], Surface]
 
 
@@ -131,11 +132,16 @@ class Canvas:
             self._write(flat[inside], lambert, paint(u, w, z), part)
 
 
+@lru_cache(maxsize=16)
+def _even(count: int) -> np.ndarray:
+    return np.linspace(0, 1, count)
+
+
 def _profile(widths, caps: tuple[float, float], length: float) -> tuple[np.ndarray, float, float]:
     """Half-width by place along a tube as a table of 128, with the places (pixels) of its two ends."""
     low, high = -caps[0], length + caps[1]
-    places = low + (np.arange(128) + 0.5) * ((high - low) / 128)
-    table = np.interp(places / length, np.linspace(0, 1, len(widths)), widths)
+    places = low + _CENTRES * ((high - low) / 128)
+    table = np.interp(places / length, _even(len(widths)), widths)
     if caps[0]:
         table *= np.sqrt(np.maximum(1 - np.minimum(places / caps[0], 0) ** 2, 0))
     if caps[1]:

@@ -49,13 +49,12 @@ class _Layers:
 
     def shadow(self, x: float, y: float, radius: float, light: tuple[float, float, float]) -> None:
         """Darkens the ground around (x, y) and away from the light."""
-        rows = slice(max(int(y - radius), 0), min(int(y + radius), self.height))
-        xs = np.arange(self.width, dtype=np.float32)[None]
-        ys = np.arange(rows.start, max(rows.stop, rows.start), dtype=np.float32)[:, None]
-        lean = -np.sign(light[0])
-        near = np.exp(-((xs - x) / (0.55 * radius)) ** 2 - ((ys - y) / (0.13 * radius)) ** 2)
-        along = (xs - x) * lean / (1.4 * radius)
-        cast = np.exp(-((ys - y + 0.35 * radius * along) / (0.11 * radius)) ** 2) * (along > 0) * np.exp(-(along * 1.6) ** 2)
+        rows = slice(max(int(y - 0.6 * radius), 0), max(min(int(y + 0.3 * radius), self.height), 0))
+        xs = (np.arange(self.width, dtype=np.float32)[None] - np.float32(x)) / np.float32(radius)
+        ys = (np.arange(rows.start, max(rows.stop, rows.start), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(radius)
+        along = xs * np.float32(-np.sign(light[0]) / 1.4)
+        near = np.exp(-(xs / 0.55) ** 2) * np.exp(-(ys / 0.13) ** 2)
+        cast = np.exp(-((ys + 0.35 * along) / 0.11) ** 2) * ((along > 0) * np.exp(-(along * 1.6) ** 2))
         dark = 1 - 0.45 * near - 0.30 * cast * (1 - near)
         self.colour[rows] *= dark[..., None]
         if self.companions:
@@ -79,7 +78,7 @@ def person(identity: Identity, outfit: Outfit, view: View, camera: Camera, rng: 
     `rng` draws sensor noise, occluders and passers-by; equal arguments and an equally seeded `rng` give equal pixels.
     `companions` also renders near infrared and heat; `compress` passes the image through the camera's JPEG stream.
     """
-    scale = max(2.0, 384 / view.height) if view.height < 256 else 1.5
+    scale = max(2.0, 320 / view.height) if view.height < 256 else 1.5
     height, width = round(view.height * scale), round(view.width * scale)
     layers = _Layers(view, camera, height, width, companions)
     unit, foot = _frame(identity, view, height, width)
