@@ -9,12 +9,14 @@ image anew in loader processes. The three give the same pixels in the same order
 """
 
 import errno
+import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import struct
 import sys
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +69,8 @@ class ImageStore:
 
     def host(self, indices: np.ndarray, pin: bool = False) -> torch.Tensor:
         """Images of checked indices in host memory, uint8 (B, C, H, W); pinned for an asynchronous copy if asked."""
-        out = torch.empty((len(indices), self.channels, self.height, self.width), dtype=torch.uint8, pin_memory=pin)
+        shape = (len(indices), self.channels, self.height, self.width)
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else lend(shape, torch.uint8)
         if self.pixels is None:
             for row, index in enumerate(indices):
                 out[row] = torch.from_numpy(self.decode(index))
@@ -182,6 +185,33 @@ def stack(items: list[tuple[np.ndarray | Exception, int]]) -> tuple[torch.Tensor
         if isinstance(pixels, Exception):
             return pixels, indices
     return torch.from_numpy(np.stack([pixels for pixels, _ in items])), indices
+
+
+def lend(shape: Sequence[int], dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> torch.Tensor:
+    """Tensor of the shape with unknown content. On the CPU, where the system clears fresh memory, which takes as long
+    as writing it, in the memory of an earlier one of that shape of which no tensor or view is left, if there is one."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    spare = spare_buffers(tuple(shape), dtype)
+    try:
+        buffer = spare.pop()
+    except IndexError:
+        buffer = np.empty(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype)
+    view = buffer.view()  # lives exactly as long as the storage of the tensor below
+    weakref.finalize(view, give_back, spare, buffer).atexit = False
+    return torch.from_numpy(view)
+
+
+@functools.lru_cache(maxsize=8)
+def spare_buffers(shape: tuple, dtype: torch.dtype) -> list[np.ndarray]:
+    """The buffers of this kind that are not lent; forgotten when eight other kinds were asked for since."""
+    return []
+
+
+def give_back(spare: list[np.ndarray], buffer: np.ndarray) -> None:
+    """Keep the buffer unless two of its kind are kept: one is filled while the caller still holds another."""
+    if len(spare) < 2:
+        spare.append(buffer)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,78 +1,72 @@
-"""Batched augmentation on the device: every image draws its own parameters, with no loop over images and no host sync.
+"""Batched augmentation on the device: every image draws its own parameters, with no host sync.
 
     augment = Augment(flip=0.5, pad=10, erase=0.5)                   # the list of the unsupervised papers
     x = augment(images, generator)                     # uint8 (B, 3, H, W) -> float32 (B, 3, H, W), normalised
     x, masks = augment(images, generator, masks)       # label maps uint8 (B, 1, H, W) move through the same geometry
 
-All randomness comes from the given torch.Generator, which lives on the device of the images. Primitives take their
-parameters as tensors, one entry an image, so that a test can compare each with PIL or torchvision.
+All randomness comes from the given torch.Generator on the images' device. Primitives take their parameters as tensors,
+one entry an image, so that tests can compare them with PIL or torchvision. On a GPU nothing loops over images; on the
+CPU crop and erasing copy slices image by image, at a fraction of the cost of indices and masks.
 """
 
 import functools
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from common.images import lend
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision
 ATTEMPTS = 10  # draws of a rectangle before giving up, as in torchvision
-CPU_BLOCK = 16  # images cropped at a time on the CPU, so that padded copies stay in its cache
 
 
 def normalize(images: Tensor, mean: tuple = IMAGENET_MEAN, std: tuple = IMAGENET_STD) -> Tensor:
-    """(x - mean) / std a channel, float32 (B, C, H, W); uint8 images are scaled to [0, 1] first, floats lie there.
-
-    Not differentiable.
-    """
+    """(x - mean) / std a channel, float32 (B, C, H, W); uint8 images are scaled to [0, 1] first, floats lie there, and
+    need no gradient."""
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     shift = vector(tuple(-m / s for m, s in zip(mean, std)), images.device)[0]
-    out = blank(images).copy_(images.detach())
-    for b, s, plane in zip(shift, std, out.unbind(1)):  # one pass a channel
+    out = lend(images.shape, torch.float32, images.device).copy_(images)
+    for b, s, plane in zip(shift, std, out.unbind(1), strict=True):  # one pass a channel
         torch.add(b, plane, alpha=1 / (unit * s), out=plane)
     return out
 
 
 def flip(images: Tensor, flags: Tensor) -> Tensor:
     """Images (B, C, H, W) mirrored left to right where flags (B,) bool is set."""
-    return torch.cat([images, images.flip(-1)]).index_select(0, torch.arange(len(flags), device=flags.device)
-                                                             + len(flags) * flags)
+    position = torch.arange(len(flags), device=flags.device) + len(flags) * flags
+    return torch.cat([images, images.flip(-1)]).index_select(0, position)
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor | None = None) -> Tensor:
-    """Images (B, C, H, W) padded by pad zeros a side and cropped to H x W at (top, left), each (B,) int64 in 0..2*pad.
+    """Images (B, C, H, W) padded by pad zeros a side and cropped to H x W at (top, left), each (B,) int64 in 0..2*pad;
+    mirrored before that where flags (B,) bool is set."""
+    flags = torch.zeros_like(top, dtype=torch.bool) if flags is None else flags
+    return (crop_by_slices if images.device.type == "cpu" else crop_by_index)(images, top, left, pad, flags)
 
-    flags (B,) bool mirrors before the padding.
-    """
-    _, channels, height, width = images.shape
-    sides = 1 if flags is None else 2
-    group = max(1, (2 ** 31 - 1) // (sides * channels * (height + 2 * pad) * (width + 2 * pad) * width))  # slow above
-    group = min(group, CPU_BLOCK) if images.device.type == "cpu" else group
-    out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    for some, to, y, x, *mirror in zip(*(part.split(group) for part in (images, out, top, left, flags)[:3 + sides])):
-        padded = F.pad(some.contiguous(), (pad, pad, pad, pad))
-        if mirror:
-            padded = torch.cat([padded, padded.flip(-1)])
-            pick_runs(padded, torch.arange(len(some), device=images.device) + len(some) * mirror[0], y, x, to)
-        else:
-            pick_runs(padded, torch.arange(len(some), device=images.device), y, x, to)
+
+def crop_by_index(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor) -> Tensor:
+    """pad_crop on any device, with no loop and no host sync."""
+    height, width = images.shape[-2:]
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(flags[:, None], width + 2 * pad - 1 - columns, columns)
+    return take(F.pad(images, (pad, pad, pad, pad)), rows, columns)
+
+
+def crop_by_slices(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor) -> Tensor:
+    """pad_crop on the CPU."""
+    height, width = images.shape[-2:]
+    out = lend(images.shape, images.dtype, images.device).zero_()
+    parameters = flags.tolist(), (top - pad).tolist(), (left - pad).tolist()
+    for to, plain, turned, flag, y, x in zip(out.numpy(), images.numpy(), images.flip(-1).numpy(), *parameters):
+        part = (turned if flag else plain)[:, max(0, y):max(0, height + y), max(0, x):max(0, width + x)]
+        to[:, max(0, -y):max(0, height - y), max(0, -x):max(0, width - x)] = part
     return out
-
-
-def pick_runs(padded: Tensor, image: Tensor, top: Tensor, left: Tensor, out: Tensor) -> None:
-    """Crop (top, left) of the given images (B,) into contiguous out (B, C, height, width): every row of a crop is a
-    run of neighbours in the memory of padded, picked among all the runs there are."""
-    _, channels, rows, columns = padded.shape
-    height, width = out.shape[-2:]
-    plane = image[:, None, None] * channels + torch.arange(channels, device=padded.device)[:, None]  # (B, C, 1)
-    row = plane * rows + top[:, None, None] + torch.arange(height, device=padded.device)
-    start = row * columns + left[:, None, None]  # (B, C, H) position of the first pixel
-    runs = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))  # overlapping rows, no copy
-    torch.index_select(runs, 0, start.view(-1), out=out.view(-1, width))
 
 
 def resized_crop(images: Tensor, boxes: Tensor, interpolation: str = "bilinear") -> Tensor:
@@ -94,24 +88,28 @@ def resized_crop(images: Tensor, boxes: Tensor, interpolation: str = "bilinear")
 def erase(images: Tensor, boxes: Tensor, fill: tuple | str, generator: torch.Generator | None = None) -> Tensor:
     """Float images (B, C, H, W) with the boxes (B, 4) int64 (top, left, height, width; height 0 for none) overwritten.
 
-    fill: one value a channel, or "random" for standard normal noise from the generator. The images themselves are
-    overwritten.
+    fill: one value a channel, or "random" for standard normal noise from the generator. Writes into images.
     """
-    if fill == "random":
-        values = torch.randn(images.shape, device=images.device, generator=generator)
-    else:
-        values = vector(fill, images.device)
-    if images.device.type == "cpu":  # the numbers are at hand: write the boxes and nothing else
-        for image, value, (top, left, height, width) in zip(images, values.expand_as(images), boxes.tolist()):
-            inside = (..., slice(top, top + height), slice(left, left + width))
-            image[inside] = value[inside]
-        return images
+    values = (torch.randn(images.shape, device=images.device, generator=generator) if fill == "random"
+              else vector(fill, images.device))
+    write = overwrite_by_slices if images.device.type == "cpu" else overwrite_by_mask
+    return write(images, boxes, values.expand_as(images))
+
+
+def overwrite_by_mask(images: Tensor, boxes: Tensor, values: Tensor) -> Tensor:
+    """Write the boxes of values into images, on any device, with no loop and no host sync."""
     y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
     inside = (((y >= top) & (y < top + height))[:, None, :, None]
               & ((x >= left) & (x < left + width))[:, None, None, :])  # (B, 1, H, W)
-    inside = inside.to(images.dtype)
-    return images.mul_(1 - inside).addcmul_(inside, values)
+    return images.mul_(~inside).addcmul_(inside.to(images.dtype), values)
+
+
+def overwrite_by_slices(images: Tensor, boxes: Tensor, values: Tensor) -> Tensor:
+    """Write the boxes of values into images, on the CPU."""
+    for image, value, (top, left, height, width) in zip(images.numpy(), values.numpy(), boxes.tolist()):
+        image[:, top:top + height, left:left + width] = value[:, top:top + height, left:left + width]
+    return images
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -130,8 +128,7 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] with the hue turned by shift (B,) in [-0.5, 0.5] of the circle; value and
-    saturation stay."""
+    """Images (B, 3, H, W) in [0, 1], the hue turned by shift (B,) in [-0.5, 0.5] of the circle, the rest kept."""
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = value - low
     red, green, blue = images.split(1, 1)
@@ -170,8 +167,7 @@ def grayscale(images: Tensor, flags: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int = 5) -> Tensor:
-    """Images (B, C, H, W) float blurred by a Gaussian of sigma (B,) > 0 pixels, cut at the radius, borders
-    reflected."""
+    """Float images (B, C, H, W) blurred by a Gaussian of sigma (B,) > 0 pixels cut at the radius, borders reflected."""
     rows, columns = (blur_matrix(sigma, size, radius)[:, None] for size in images.shape[-2:])
     return rows @ images @ columns.transpose(-1, -2)
 
@@ -210,8 +206,7 @@ def draw_geometry(shape: tuple, generator: torch.Generator, flip: float = 0.5, p
 
 
 def draw_crops(batch: int, height: int, width: int, generator: torch.Generator, scale: tuple, ratio: tuple) -> Tensor:
-    """Boxes (B, 4) int64 as torchvision's RandomResizedCrop draws them: the first of ten that fits, else the largest
-    centred."""
+    """Boxes (B, 4) int64 as torchvision's RandomResizedCrop: the first of ten that fits, else the largest, centred."""
     area, aspect, place = uniform(generator, (3, batch, ATTEMPTS, 2)).unbind(0)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * area[..., 0])
     aspect = log_uniform(aspect[..., 0], ratio)  # width / height
@@ -243,11 +238,9 @@ def draw_erasing(batch: int, height: int, width: int, generator: torch.Generator
 
 
 def draw_jitter(batch: int, generator: torch.Generator, strength: tuple, probability: float) -> tuple[Tensor, Tensor]:
-    """Factors and orders for color_jitter from strengths (brightness, contrast, saturation, hue), as torchvision's
-    ColorJitter.
+    """Factors and orders for color_jitter from strengths (brightness, contrast, saturation, hue) as in ColorJitter.
 
-    A factor is uniform in [max(0, 1 - s), 1 + s], the hue shift in [-s, s]; images not chosen get factors that keep
-    them.
+    A factor is uniform in [max(0, 1 - s), 1 + s], the hue shift in [-s, s]; others get those that keep them.
     """
     device = generator.device
     keep = vector((1.0, 1.0, 1.0, 0.0), device).view(4)
@@ -302,8 +295,7 @@ class Augment:
         return out if maps is None else (out, geometry.apply(maps, "nearest"))
 
     def color(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The colour steps that are switched on; the result is in [0, 1] if any is, else the uint8 images as they
-        are."""
+        """The colour steps that are switched on, result in [0, 1]; the uint8 images as they are if none is."""
         o, batch = self.options, len(images)
         if o["jitter"] is None and not o["grey"] and not o["blur"]:
             return images
@@ -336,14 +328,6 @@ def rectangles(heights: Tensor, widths: Tensor, place: Tensor, height: int, widt
     top = (place[..., 0] * (height - heights + 1)).floor()
     left = (place[..., 1] * (width - widths + 1)).floor()
     return torch.stack([side.gather(1, first)[:, 0] for side in (top, left, heights, widths)], 1).long()
-
-
-def blank(images: Tensor) -> Tensor:
-    """Uninitialised float32 tensor of the images' shape and device; on the CPU through NumPy, whose large arrays use
-    huge pages."""
-    if images.device.type == "cpu":
-        return torch.from_numpy(np.empty(images.shape, dtype=np.float32))
-    return torch.empty(images.shape, dtype=torch.float32, device=images.device)
 
 
 def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

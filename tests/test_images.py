@@ -206,6 +206,28 @@ def test_next_batch_is_read_while_the_caller_works(paths, tmp_path, monkeypatch)
     assert read == [0, 1]
 
 
+def test_lent_memory_comes_back_with_the_last_view_and_at_most_twice():
+    shape = (7, 3, 5, 11)  # of this test alone
+    spare = images.spare_buffers(shape, torch.uint8)
+    first = images.lend(shape, torch.uint8)
+    place, view = first.data_ptr(), first[2:]
+    del first
+    assert not spare and images.lend(shape, torch.uint8).data_ptr() != place
+    del view
+    assert place in [buffer.ctypes.data for buffer in spare]
+    held = [images.lend(shape, torch.uint8) for _ in range(4)]
+    assert len({tensor.data_ptr() for tensor in held}) == 4 and not spare
+    del held
+    assert len(spare) == 2 and images.lend(shape, torch.float32).dtype == torch.float32
+
+
+def test_a_batch_still_held_keeps_its_pixels(paths, tmp_path):
+    store = open_images(paths, 32, 16, cache_dir=tmp_path / "cache")
+    order = np.arange(150).reshape(15, 10)
+    kept = [pixels for pixels, _ in batches(store, order, "cpu")]
+    assert torch.equal(torch.cat(kept), store.gather(np.arange(150)))
+
+
 def test_label_maps_keep_their_values(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 18, (20, 10), dtype=np.uint8)
     image = Image.fromarray(pixels)

@@ -86,6 +86,18 @@ def test_nearest_crop_takes_the_pixel_below_each_centre_as_pil_does():
     assert same > 0.97 * got.numel()  # PIL adds up steps in floating point and misses some centres on a border
 
 
+@pytest.mark.parametrize("pad", [1, 10, 40])
+def test_gpu_forms_of_crop_and_erasing_equal_those_of_the_cpu(pad):
+    images = random_images(40)
+    flags = torch.rand(40, generator=generator()) < 0.5
+    top, left = torch.randint(0, 2 * pad + 1, (2, 40), generator=generator())
+    expected = T.crop_by_slices(images, top, left, pad, flags)
+    assert torch.equal(T.crop_by_index(images, top, left, pad, flags), expected)
+    boxes, values = T.draw_erasing(40, H, W, generator(), 0.7), torch.randn(40, 3, H, W, generator=generator())
+    masked, sliced = (write(expected.float(), boxes, values) for write in (T.overwrite_by_mask, T.overwrite_by_slices))
+    assert torch.equal(masked, sliced) and not torch.equal(masked, expected.float())
+
+
 def test_erase_overwrites_exactly_the_box_with_the_fill():
     images = torch.randn(3, 3, H, W, generator=generator())
     boxes = torch.tensor([[2, 3, 10, 5], [0, 0, 0, 0], [30, 15, 2, 1]])
@@ -213,6 +225,23 @@ def test_every_image_draws_its_own_parameters_and_the_generator_decides_them():
     assert torch.equal(before, torch.get_rng_state())
     assert len({row.numpy().tobytes() for row in first}) == 64
     assert torch.equal(images, random_images(1).expand(64, -1, -1, -1))  # the input is left as it is
+
+
+def test_batches_still_held_keep_their_values_when_memory_is_used_again():
+    images, other = random_images(seed=1), random_images(seed=2)
+    augment = T.Augment()
+    expected = augment(images, generator()).clone()
+    held = [keep(augment(images, generator())) for keep in (lambda x: x[3:5], lambda x: x.view(-1), lambda x: x.numpy())]
+    for _ in range(4):
+        augment(other, generator())
+        T.normalize(other)
+    assert torch.equal(held[0], expected[3:5]) and torch.equal(held[1], expected.view(-1))
+    assert np.array_equal(held[2], expected.numpy())
+    weight = torch.ones(3, requires_grad=True)
+    loss = (T.normalize(images) * weight[:, None, None]).sum()  # only autograd holds the batch
+    T.normalize(other)
+    loss.backward()
+    torch.testing.assert_close(weight.grad, T.normalize(images).sum((0, 2, 3)))
 
 
 def test_first_images_do_not_depend_on_what_else_is_in_the_batch():
