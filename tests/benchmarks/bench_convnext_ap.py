@@ -69,13 +69,13 @@ def saved_mb(attention: str, trunk="base", height=256, width=128, device="cpu") 
     return sum(storage.nbytes() for storage in kept.values()) / MB
 
 
-def memory() -> dict:
+def memory(device="cpu") -> dict:
     """saved_mb of ConvNeXt-B at 256x128 without SimAM, with ours, and with SimAM left to autograd."""
     ours = networks.simam
-    found = {"none": saved_mb("none"), "simam": saved_mb("dw")}
+    found = {"none": saved_mb("none", device=device), "simam": saved_mb("dw", device=device)}
     try:
         networks.simam = simam_autograd
-        found["simam_autograd"] = saved_mb("dw")
+        found["simam_autograd"] = saved_mb("dw", device=device)
     finally:
         networks.simam = ours
     return found
