@@ -305,7 +305,7 @@ def main(args):
         stats = train_one_epoch(run, network, optimizer, grad_scaler, shown, len(batches), objective, epoch)
         scheduler.step()
         last, ends = epoch + 1 == plan.total, schedule.ends_stage(epoch, plan)
-        if ends or (epoch + 1) % max(1, plan.epochs // 6) == 0:
+        if ends or (epoch + 1) % -(-plan.epochs // 3) == 0:
             found = evaluate(run, model, data, test_store, trapezoid=last)
             show(run, f"after epoch {epoch + 1} ({stage})", found)
             stats.update(found)

@@ -1,5 +1,6 @@
 """The network of ConvNeXt-AP: counts to the printed digit, pooling, stages, descriptors, weights, what is refused."""
 
+import functools
 import json
 
 import pytest
@@ -8,10 +9,10 @@ from conftest import ROOT, script
 from torchvision import models
 
 from convnext_ap import complexity
-from convnext_ap.complexity import measure
 from convnext_ap.model import (ConvNeXtAP, Embedding, Heads, PartClassifier, check_size, load_trunk, name_of, stripes,
                                unit)  # fmt: skip
 
+measure = functools.cache(complexity.measure)
 FOUR = {"ConvNeXt": ("none", 0), "ConvNeXt-A": ("dw", 0), "ConvNeXt-P": ("none", 6), "ConvNeXt-AP": ("dw", 6)}
 
 
@@ -72,7 +73,7 @@ def test_complexity_prints_json():
 
 def test_duke_and_cuhk03_would_print_other_digits():
     printed = [f"{measure(256, 128, k, 'base', 'none', p).params / 1e6:.2f}" for k, p in ((702, 0), (702, 6), (767, 6))]
-    assert printed == ["87.99", "90.65", "90.76"]
+    assert printed == ["87.99", "90.65", "90.77"]
     assert complexity.PAPER["ConvNeXt-AP"] == (90.74, 10.04)
 
 
