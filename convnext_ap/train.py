@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoints, datasets, histogram, images, inputs, runtime, samplers, transforms
+from common import checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
 from convnext_ap import losses, schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_size, check_variant, load_trunk
@@ -226,7 +226,7 @@ def enter(run, model, optimizer, stage, fresh):
     model.set_stage(stage)
     if fresh:
         optimizer.state.clear()
-    return runtime.parallel(run, model)
+    return processes.parallel(run, model)
 
 
 def features(run, model, store) -> dict:
@@ -314,8 +314,7 @@ def main(args):
         if ends and not last:
             keep(run, stage)
     metrics = {**run.extra[schedule.stage_of(plan.total - 1, plan)], **earlier(run.extra, plan)}
-    protocol = {"dataset": inputs.data_name(data), "ap_rule": "mean of precision at the hits", "gallery_draws": 1,
-                "re_ranking": False, "descriptor": "H", "flip": True, "split": args.split}
+    protocol = {**inputs.MARKET_PROTOCOL, "descriptor": "H", "flip": True, "split": args.split}
     path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=plan.total)
     runtime.say(run, f"result in {path}")
 
