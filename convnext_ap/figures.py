@@ -1,0 +1,182 @@
+"""Draw the paper's figures that show data.
+
+    python convnext_ap/figures.py lr                                          # Figure 2, learning rate
+    python convnext_ap/figures.py erasing -d market --data-dir /data          # Figure 3, random erasing
+    python convnext_ap/figures.py compare                                     # Figure 13, Table 5 as bars
+    python convnext_ap/figures.py ranks --checkpoint AP                       # Figures 14 and 15, first five matches
+    python convnext_ap/figures.py heat --checkpoint BASE AP                   # Figure 16, ConvNeXt beside ConvNeXt-AP
+    python convnext_ap/figures.py cmc --checkpoint BASE A P AP                # Figure 17, rank 1 to 20
+    python convnext_ap/figures.py parts --checkpoint AP                       # what refined part pooling looks at
+
+A checkpoint is a file or a log folder. Figures 1 and 4-12 are drawings of the method.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import matplotlib
+import numpy as np
+import torch
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from common import inputs, runtime, transforms, visualize
+from convnext_ap import schedule, train
+from convnext_ap.test import add_data_flags, draw_rank_list, load_network, open_test
+
+FIGURES = ("lr", "erasing", "compare", "ranks", "heat", "cmc", "parts")
+HERE = Path(__file__).resolve().parent
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="convnext_ap/figures.py", allow_abbrev=False, description="Draw the paper's figures.")
+    parser.add_argument("figure", choices=FIGURES, help="what to draw")
+    parser.add_argument("--checkpoint", nargs="+", default=[], help="checkpoint files or log folders")
+    parser.add_argument("--out", default="logs/convnext_ap/figures", help="folder for the pictures")
+    parser.add_argument("-n", type=int, default=4, help="number of images or queries")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
+    parser.add_argument("--height", type=int, default=256, help="erasing: pixels")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0, help="which images or queries")
+    add_data_flags(parser)
+    args = parser.parse_args(argv)
+    if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
+        parser.error(f"{args.figure} needs --checkpoint")
+    return args
+
+
+def lr(args, out):
+    """Figure 2: warm-up and cosine of the heads' learning rate, 50 epochs as printed and the 120 of sec. 5.1."""
+    plans = [schedule.Plan(epochs) for epochs in args.epochs]
+    curves = [visualize.Curve(f"{p.epochs} epochs", range(p.epochs),
+                              [schedule.learning_rate(e, p, "heads") for e in range(p.epochs)]) for p in plans]
+    return visualize.plot(out / "figure2.png", {"learning rate": curves}, x_label="epoch")
+
+
+def erasing(args, out):
+    """Figure 3: training images before and after random erasing, as the training draws it, but in every image."""
+    flags = train.parse_args(["--dataset", args.dataset or "market", "--data-dir", args.data_dir or "data",
+                              *(["--synthetic", args.synthetic] if args.synthetic else []), "--variant", "erase=1",
+                              "--cache", "off"])
+    run = runtime.start(flags, "convnext_ap")
+    data = inputs.dataset(run, flags.dataset)
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(data.train))[:args.n])
+    store = inputs.open_images(run, [data.train[i] for i in chosen], args.height, args.width, name="erasing")
+    pixels = store.gather(np.arange(len(chosen))).to(run.device)
+    augment = train.make_augment(flags)
+    augment.options["flip"] = 0.0
+    erased = augment(pixels, torch.Generator(run.device).manual_seed(args.seed))
+    mean, std = (transforms.vector(v, erased.device) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD))
+    shown = (erased * std + mean).clamp(0, 1)
+    return visualize.grid(out / "figure3.png", [list(pixels.cpu()), list(shown.cpu())], row_titles=["image", "erased"])
+
+
+def compare(args, out):
+    """Figure 13: Table 5 as bars, the paper's numbers, its own method in another colour."""
+    table = yaml.safe_load((HERE / "tables.yaml").read_text(encoding="utf-8"))["table5"]
+    rows = yaml.safe_load((HERE / "experiments.yaml").read_text(encoding="utf-8"))
+    figure = Figure(figsize=(11, 7), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (group, metrics) in zip(figure.subplots(len(table["columns"]), 1), table["columns"].items()):
+        names, values = [], []
+        for line in table["lines"]:
+            own = "rows" in line
+            paper = [rows[line["rows"][group]]["paper"][m] for m in metrics] if own else line["cited"].get(group)
+            if paper:
+                names.append(line["name"])
+                values.append(paper)
+        x, values = np.arange(len(names)), 100 * np.array(values)
+        for k, metric in enumerate(metrics):
+            tones = matplotlib.colormaps["tab20c"]
+            colours = [tones((4 if "rows" in line else 0) + 2 * k) for line in table["lines"] if line["name"] in names]
+            axis.bar(x + 0.4 * k - 0.2, values[:, k], 0.38, color=colours, label=metric.replace("rank", "rank-"))
+        axis.set_xticks(x, names, rotation=30, ha="right", fontsize=8)
+        axis.set_ylim(60, 100)
+        axis.set_ylabel(f"{group} (%)")
+        axis.legend(fontsize=8, loc="lower right")
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "figure13.png")
+    return out / "figure13.png"
+
+
+def opened(args):
+    """Networks of all checkpoints on the device, and run, data and store as for the first."""
+    networks = [load_network(path)[:2] for path in args.checkpoint]
+    run, data, store = open_test(args, networks[0][1])
+    return [model.to(run.device, memory_format=torch.channels_last) for model, _ in networks], run, data, store
+
+
+def queries(args, data):
+    return np.random.default_rng(args.seed).permutation(len(data.query))[:args.n]
+
+
+def ranks(args, out):
+    """Figures 14 and 15: queries and their five nearest gallery images, green right, red wrong, junk left out."""
+    (model, *_), run, data, store = opened(args)
+    feats = train.features(run, model, store)["H"]
+    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
+    number = "15" if data.name == "duke" else "14"
+    title = f"{model.name} on {inputs.data_name(data)}"
+    path = out / f"figure{number}-{inputs.data_name(data)}.png"
+    return draw_rank_list(path, data, feats, queries(args, data), ids, 5, title)
+
+
+@torch.inference_mode()
+def response(model, x):
+    """Length over the channels of the last map T, (B, D, h, w) -> (B, h, w): where a network responds."""
+    return model.feature_map(x).float().norm(dim=1)
+
+
+def heat(args, out):
+    """Figure 16: image, and the response map of each network, each map stretched to its own range.
+
+    Paper silent: what its maps show; the channel norm of T is what its code base draws.
+    """
+    models, run, data, store = opened(args)
+    pixels = store.gather(queries(args, data)).to(run.device)
+    columns = [list(pixels.cpu())]
+    for model in models:
+        maps = response(model, transforms.normalize(pixels))
+        columns.append([visualize.heat_map(image, m) for image, m in zip(pixels.cpu(), maps.cpu())])
+    names = ["image", *(model.name for model in models)]
+    return visualize.grid(out / f"figure16-{inputs.data_name(data)}.png", list(zip(*columns)), column_titles=names)
+
+
+def cmc(args, out):
+    """Figure 17: CMC curves of all networks, mAP in the legend."""
+    models, run, data, store = opened(args)
+    found = {}
+    for model in models:
+        name = model.name if model.name not in found else f"{model.name} ({len(found) + 1})"
+        found[name] = inputs.rank_metrics(data, train.features(run, model, store)["H"])
+    return visualize.cmc_curve(out / f"figure17-{inputs.data_name(data)}.png", {k: m.cmc for k, m in found.items()},
+                               mAP={k: m.mAP for k, m in found.items()}, title=inputs.data_name(data))
+
+
+def parts(args, out):
+    """Figure 7 on images: the probability of every part at every position, Eq. (1), one map a part."""
+    (model, *_), run, data, store = opened(args)
+    if model.assign is None:
+        raise ValueError(f"{args.checkpoint[0]} is a {model.name}, which has no parts; give a -P or -AP checkpoint")
+    pixels = store.gather(queries(args, data)).to(run.device)
+    with torch.inference_mode():
+        share = model.assign.probabilities(model.feature_map(transforms.normalize(pixels)).float()).cpu()
+    rows = [[image, *(visualize.heat_map(image, m, scale=False) for m in maps)]
+            for image, maps in zip(pixels.cpu(), share)]
+    names = ["image", *(f"part {i + 1}" for i in range(model.parts))]
+    return visualize.grid(out / f"figure7-{inputs.data_name(data)}.png", rows, column_titles=names)
+
+
+def main(args):
+    draw = {"lr": lr, "erasing": erasing, "compare": compare, "ranks": ranks, "heat": heat, "cmc": cmc, "parts": parts}
+    print(f"{args.figure}:", draw[args.figure](args, Path(args.out)))
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    arguments.logs_dir = "logs"
+    runtime.execute(main, arguments)

@@ -1,0 +1,144 @@
+"""Evaluate a trained network of convnext_ap: metrics with both descriptors, CMC curve, rank lists.
+
+    python convnext_ap/test.py --checkpoint logs/convnext_ap/market/table4/market/ap/seed0     # a folder or a file
+    python convnext_ap/test.py --checkpoint CHECKPOINT -d duke --data-dir /data                # another data set
+    python convnext_ap/test.py --checkpoint CHECKPOINT --features feats                        # feats.npy, feats.jsonl
+
+A folder's pcb.pt is the network before refined part pooling. The paper's figures: convnext_ap/figures.py.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import numpy as np
+import torch
+
+from common import checkpoints, distances, evaluation, inputs, jaccard, runtime, visualize
+from convnext_ap import schedule
+from convnext_ap.metrics import trapezoid_map
+from convnext_ap.model import ConvNeXtAP, check_variant
+from convnext_ap.train import build_model, features, make_plan
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="convnext_ap/test.py", allow_abbrev=False,
+                            description="Evaluate a checkpoint; data and size default to those it was trained with.")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest)")
+    parser.add_argument("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
+    parser.add_argument("--parts", type=int, help="refuse a checkpoint with another number of parts")
+    parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
+    parser.add_argument("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
+    parser.add_argument("--features", metavar="STEM", help="write STEM.npy (N, D) and STEM.jsonl (path, pid, camid)")
+    parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
+    add_data_flags(parser)
+    return parser.parse_args(argv)
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Which data to look at and how to execute; what is not given comes from the checkpoint."""
+    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
+    parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
+    parser.add_argument("--data-dir", help="folder that holds the data sets")
+    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
+    parser.add_argument("--real", action="store_true", help="use real data where training used synthetic people")
+    parser.add_argument("-j", "--workers", type=int, default=2)
+    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
+    parser.add_argument("--cache-dir")
+    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+
+
+def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
+    """The network of a checkpoint file or log folder in its stage, the flags it was trained with, and the file.
+
+    Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit, or for another project's file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    state = checkpoints.read(file)
+    trained = Namespace(**state["args"])
+    if not hasattr(trained, "simam"):
+        check_variant(file, state["args"], "", 0)
+    weights = checkpoints.strip_prefixes(state["state_dict"])
+    model = build_model(trained, weights["heads.classify"].shape[2] if "heads.classify" in weights else 1)
+    checkpoints.fit(model, weights, file)
+    model.set_stage(schedule.stage_of(max(0, state["epoch"] - 1), make_plan(trained)))
+    return model.eval(), state["args"], file
+
+
+def open_test(args: Namespace, trained: dict) -> tuple:
+    """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
+    chosen = {k: getattr(args, k) if getattr(args, k) is not None else trained[k]
+              for k in ("dataset", "split", "data_dir", "synthetic")}
+    if args.dataset is not None and args.split is None:
+        chosen["split"] = None
+    chosen["synthetic"] = None if args.real else chosen["synthetic"]
+    execution = {"workers": args.workers, "cache": args.cache, "cache_dir": args.cache_dir, "amp": args.amp}
+    run = runtime.start(Namespace(**{**trained, **chosen, **execution, "compile": False}), "convnext_ap")
+    data = inputs.dataset(run, chosen["dataset"], **({"split": chosen["split"]} if chosen["split"] else {}))
+    size = trained["height"], trained["width"]
+    return run, data, inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
+
+
+def main(args):
+    model, trained, file = load_network(args.checkpoint)
+    wanted = {"simam": trained["simam"], "parts": trained["parts"]}
+    wanted.update({key: getattr(args, key) for key in wanted if getattr(args, key) is not None})
+    check_variant(file, trained, wanted["simam"], wanted["parts"])
+    run, data, store = open_test(args, trained)
+    model = model.to(run.device, memory_format=torch.channels_last)
+    feats = features(run, model, store)
+    found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
+    name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}"
+    for descriptor, metrics in found.items():
+        report(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]})", metrics)
+    runtime.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
+    h, q = feats["H"], len(data.query)
+    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
+    if args.re_rank:
+        report(run, "after re-ranking", evaluation.rank_metrics_from_distances(jaccard.re_rank(h[:q], h[q:]), *ids))
+    if not run.main:
+        return
+    out = Path(args.out or file.parent)
+    out.mkdir(parents=True, exist_ok=True)
+    if args.features:
+        write_features(Path(args.features), h, data)
+    m = found["H"]
+    print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
+    if args.rank_list:
+        shown = np.random.default_rng(0).permutation(q)[:args.rank_list]
+        print("rank list:", draw_rank_list(out / "rank_list.png", data, h, shown, ids, k=10))
+
+
+def report(run, name, m):
+    ranks = ", ".join(f"rank-{k} {100 * m.rank(k):.1f}" for k in (1, 5, 10))
+    runtime.say(run, f"{name}: mAP {100 * m.mAP:.1f}, {ranks}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)")
+
+
+def write_features(stem: Path, feats, data):
+    """Query and gallery features as an array that index services load, and one line of JSON an image."""
+    np.save(stem.with_suffix(".npy"), feats.cpu().numpy())
+    lines = [{"path": s.path, "pid": s.pid, "camid": s.camid, "split": split}
+             for split in ("query", "gallery") for s in getattr(data, split)]
+    stem.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(f"features: {stem.with_suffix('.npy')} {tuple(feats.shape)}")
+
+
+def draw_rank_list(path, data, feats, shown, ids, k, title=""):
+    """Queries with their k nearest valid gallery images, right ones framed green; returns the path."""
+    q = len(data.query)
+    dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
+    pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
+    found = visualize.top_matches(dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=k)
+    gallery = [s.path for s in data.gallery]
+    return visualize.rank_list(path, [data.query[i].path for i in shown], gallery, *found, title=title)
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    arguments.logs_dir = "logs"
+    runtime.execute(main, arguments)

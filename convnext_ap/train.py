@@ -1,0 +1,345 @@
+"""ConvNeXt-AP: person re-identification with an enhanced ConvNeXt (Sun et al., Eng. OA 2(2), 2024).
+
+    python convnext_ap/train.py --dataset market                   # ConvNeXt-AP; Table 4 reports rank-1 95.2, mAP 86.5
+    python convnext_ap/train.py -d market --simam none --parts 0   # its baseline; 92.9, 81.7
+    python convnext_ap/train.py --row table4/cuhk03/p              # any row of experiments.yaml
+    torchrun --nproc_per_node=2 convnext_ap/train.py -d duke --amp bf16 --compile     # the same on two GPUs
+    python convnext_ap/train.py --row small/ap                     # one CPU, minutes, synthetic people
+
+What to expect, and what our runs gave: convnext_ap/README.md.
+"""
+
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from convnext_ap import losses, schedule
+from convnext_ap.metrics import trapezoid_map
+from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_size, check_variant, load_trunk
+
+VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
+    "part_reduce": ("sum", "mean"), "circle_on": ("global", "concat"), "circle_mode": ("pool", "anchor"), "m": 0.25,
+    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "clip": 5.0, "erase": 0.5, "drop_path": 0.2,
+    "dropout": 0.5, "head_relu": ("off", "on"), "final_norm": ("off", "on"),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.",
+                            allow_abbrev=False)
+    data = parser.add_argument_group("data")
+    data.add_argument("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
+    data.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
+    data.add_argument("--height", type=int, default=256)
+    data.add_argument("--width", type=int, default=128)
+    method = parser.add_argument_group("method")
+    method.add_argument("--trunk", choices=list(TRUNKS), default="base", help="ConvNeXt-B, or a small one for CPUs")
+    method.add_argument("--simam", choices=POSITIONS, default="dw", help="where SimAM stands in a block, or none")
+    method.add_argument("--parts", type=int, default=6, help="stripes p of PCB + RPP, sec. 3.3.2; 0: global head only")
+    method.add_argument("--loss", choices=["id", "id+circle", "id+triplet"], default="id+circle", help="sec. 3.4")
+    method.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    optim = parser.add_argument_group("optimiser")
+    optim.add_argument("-b", "--batch-size", type=int, default=64, help="images a step over all processes; silent")
+    optim.add_argument("--num-instances", type=int, default=4, help="images of one identity in a batch; paper silent")
+    optim.add_argument("--epochs", type=int, default=120, help="with stripes (sec. 5.1)")
+    optim.add_argument("--rpp-epochs", type=int, default=5, help="then with W alone, --parts > 0; paper silent")
+    optim.add_argument("--joint-epochs", type=int, default=10, help="then with everything; paper silent")
+    optim.add_argument("--warmup", type=int, default=5, help="epochs of rising learning rate (sec. 5.1, Figure 2)")
+    optim.add_argument("--iters", type=int, help="steps an epoch (default: training images / batch size)")
+    optim.add_argument("--lr", type=float, default=0.1, help="lr_max of the heads; the trunk has a tenth of it")
+    optim.add_argument("--weight-decay", type=float, default=5e-4, help="paper silent")
+    runtime.add_run_flags(parser)
+    parser.set_defaults(weights=None)  # imagenet where there are such weights
+    return runtime.parse(parser, "convnext_ap", argv, complete)
+
+
+def complete(args: Namespace) -> Namespace:
+    """Fill in defaults that depend on other flags; raises ValueError for flags that do not fit together."""
+    args.variant = sorted(args.variant)
+    variants(args)
+    check_size(args.height, args.width, args.simam, args.parts)
+    if args.weights is None:
+        args.weights = "imagenet" if args.trunk == "base" else "none"
+    if args.weights == "imagenet" and args.trunk != "base":
+        raise ValueError(f"there are no ImageNet weights for --trunk {args.trunk}; leave --weights out, or give a file")
+    if datasets.canonical(args.dataset) == "cuhk03":
+        args.split = args.split or "detected"
+    elif args.split:
+        raise ValueError(f"--split is about the boxes of cuhk03, and the data set is {args.dataset}")
+    if args.parts < 0 or args.epochs < 1 or min(args.rpp_epochs, args.joint_epochs, args.warmup) < 0:
+        raise ValueError("--parts and the epochs must not be negative, and --epochs at least 1")
+    if args.iters is not None and args.iters < 1:
+        raise ValueError("--iters must be at least 1, or nothing would be trained")
+    if args.loss != "id" and args.num_instances < 2:
+        raise ValueError(f"--loss {args.loss} compares images of one person, and --num-instances {args.num_instances} "
+                         f"leaves no positive pair in a batch; use 2 or more, or --loss id")
+    if args.batch_size % args.num_instances or args.batch_size < 2 * args.num_instances:
+        near = max(2, args.batch_size // args.num_instances) * args.num_instances
+        raise ValueError(f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} with"
+                         f" at least two identities; nearest: {near}")
+    return args
+
+
+def variants(args: Namespace) -> dict:
+    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
+    chosen = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in VARIANTS.items()}
+    for item in args.variant:
+        key, _, value = item.partition("=")
+        rule = VARIANTS.get(key)
+        if rule is None or (isinstance(rule, tuple) and value not in rule):
+            known = ", ".join(f"{k}={'|'.join(v) if isinstance(v, tuple) else v}" for k, v in VARIANTS.items())
+            raise ValueError(f"--variant {item}: known are {known}")
+        chosen[key] = value if isinstance(rule, tuple) else float(value)
+    return chosen
+
+
+def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:
+    """The network of the flags, with random weights."""
+    v = variants(args)
+    return ConvNeXtAP(num_classes, args.trunk, args.simam, args.parts, head_relu=v["head_relu"] == "on",
+                      dropout=v["dropout"], drop_path=v["drop_path"], final_norm=v["final_norm"] == "on")
+
+
+def make_plan(args: Namespace) -> schedule.Plan:
+    """The epochs of the three stages and their learning rates."""
+    later = (args.rpp_epochs, args.joint_epochs) if args.parts else (0, 0)
+    return schedule.Plan(args.epochs, *later, args.warmup, args.lr, variants(args)["trunk_lr"])
+
+
+def build(args, run, num_classes, plan):
+    """Model on the device; SGD over trunk, heads and W with the rates of the plan; the gradient norm is clipped.
+
+    Paper silent: optimiser, momentum, weight decay, the trunk's smaller rate (those of PCB), clipping at norm 5.
+    """
+    model = build_model(args, num_classes)
+    runtime.say(run, load_trunk(model, args.weights))
+    model = model.to(run.device, memory_format=torch.channels_last)
+    groups = {"trunk": [p for m in (model.trunk, model.final_norm) if m is not None for p in m.parameters()],
+              "heads": list(model.heads.parameters()), "assign": list(model.assign.parameters()) if args.parts else []}
+    groups = {name: weights for name, weights in groups.items() if weights}
+    v, parameters = variants(args), [{"params": weights, "lr": 1.0} for weights in groups.values()]
+    if v["optimizer"] == "adamw":
+        optimizer = torch.optim.AdamW(parameters, weight_decay=args.weight_decay, foreach=True)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=args.weight_decay,
+                                    foreach=True)
+    everything = list(model.parameters())
+
+    def clip(*_):
+        torch.nn.utils.clip_grad_norm_(everything, v["clip"], foreach=True)
+
+    optimizer.register_step_pre_hook(clip)
+    rates = [lambda epoch, group=group: schedule.learning_rate(epoch, plan, group) for group in groups]
+    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+
+
+@torch.no_grad()
+def calibrate(run, model, store, batches=10, size=64):
+    """Estimate the heads' BatchNorm statistics of an untrained network, so that its descriptors mean something.
+
+    The first evaluation then measures the random trunk and not an offset that all images share.
+    """
+    norm = model.heads.norm
+    momentum, norm.momentum = norm.momentum, None  # the plain average over all batches
+    model.train()
+    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(run.seed))
+    for indices in order.split(size)[:batches]:
+        if len(indices) > 1:
+            model.encode(transforms.normalize(store.gather(indices).to(run.device)))
+    norm.momentum = momentum
+
+
+def index_batches(args, run, labels, epoch):
+    """Indices (iters, B / world size) of an epoch: P identities x K images, or with --loss id a plain shuffle.
+
+    Raises: ValueError for too few images, or a batch without two images of one person where the loss needs them.
+    """
+    iters = args.iters or len(labels) // args.batch_size
+    if iters < 1:
+        raise ValueError(f"{len(labels)} training images do not fill a batch of {args.batch_size}; lower --batch-size")
+    if args.loss == "id":
+        if args.batch_size % run.world_size:
+            raise ValueError(f"a batch of {args.batch_size} does not split over {run.world_size} processes")
+        rng, n = np.random.default_rng([args.seed, epoch]), len(labels)
+        order = np.concatenate([rng.permutation(n) for _ in range(-(-iters * args.batch_size // n))])
+        batches = order[:iters * args.batch_size].reshape(iters, run.world_size, -1)[:, run.rank]
+        return np.ascontiguousarray(batches)
+    ids = args.batch_size // args.num_instances
+    batches = samplers.identity_batches(labels.numpy(), ids, args.num_instances, iters=iters, seed=args.seed,
+                                        epoch=epoch, rank=run.rank, world_size=run.world_size)
+    return need_positives(batches, labels.numpy(), args.loss)
+
+
+def need_positives(batches, labels, loss):
+    """The batches (iters, B), if each holds two images of one person; else ValueError that names the first without."""
+    for i, row in enumerate(labels[batches]):
+        if len(np.unique(row)) == len(row):
+            raise ValueError(f"batch {i + 1} holds no two images of one person, so --loss {loss} has no positive pair; "
+                             f"raise --num-instances, or use --loss id")
+    return batches
+
+
+def stream(run, store, labels, batches, augment, generator):
+    """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch."""
+    labels = labels.to(run.device)
+    for batch, indices in images.batches(store, batches, run.device, workers=run.args["workers"]):
+        yield augment(batch, generator), labels[indices.to(run.device)]
+
+
+def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objective, epoch):
+    """One pass over `batches`; objective(output, labels) -> losses.Parts. Returns the mean parts."""
+    model.train()
+    totals, seen, began = None, 0, time.time()
+    shown = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
+    for i, (x, labels) in enumerate(shown):
+        with run.autocast():
+            output = model(x)
+        parts = objective(output, labels)
+        runtime.step(run, parts.total, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
+        values = torch.stack([parts.total.detach(), *parts[1:]])
+        totals = values if totals is None else totals + values
+        seen += len(x) * run.world_size
+    means = dict(zip(("loss", "id", "pair", "accuracy"), (totals / (i + 1)).tolist()))
+    text, rate = ", ".join(f"{name} {value:.3f}" for name, value in means.items()), seen / (time.time() - began)
+    runtime.say(run, f"epoch {epoch + 1} ({runtime.bare(model).stage}): {text}; {rate:.0f} images/s")
+    return means
+
+
+def make_objective(args, stage):
+    """The loss of a stage: the part heads' alone while W learns, the whole one otherwise."""
+    v = variants(args)
+    options = dict(loss=args.loss, only_parts=stage == "assign", part_reduce=v["part_reduce"], pair_on=v["circle_on"],
+                   mode=v["circle_mode"], m=v["m"], gamma=v["gamma"])
+    return lambda output, labels: losses.total_loss(output.logits, output.feats, labels, **options)
+
+
+def enter(run, model, optimizer, stage, fresh):
+    """Switch the bare model to a stage and wrap it anew; a stage that begins (fresh) starts without momentum."""
+    model.set_stage(stage)
+    if fresh:
+        optimizer.state.clear()
+    return processes.parallel(run, model)
+
+
+def features(run, model, store) -> dict:
+    """Descriptors H (used in the tables) and G of a store, image and mirror image added (Paper silent: sec. 3.3.2
+    says that the parts' features are concatenated)."""
+    embedding = Embedding(runtime.bare(model))
+    return embedding.descriptors(inputs.extract(run, embedding, store, flip=True))
+
+
+def evaluate(run, model, data, store, trapezoid=False) -> dict:
+    """Metrics of H, and G.mAP, G.rank1 of the pooled vectors (sec. 4); with trapezoid also Market's original AP."""
+    feats = features(run, model, store)
+    found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
+    m = found["H"]
+    out = {"mAP": m.mAP, "rank1": m.rank(1), "rank5": m.rank(5), "rank10": m.rank(10), "mINP": m.mINP,
+           "G.mAP": found["G"].mAP, "G.rank1": found["G"].rank(1)}
+    return out | ({"trapezoid.mAP": trapezoid_map(feats["H"], data)} if trapezoid else {})
+
+
+def show(run, name, m):
+    values = {"mAP": m["mAP"], "rank-1": m["rank1"], "rank-10": m["rank10"]}
+    runtime.say(run, f"{name:<24} " + "   ".join(f"{title} {100 * value:5.1f}" for title, value in values.items()))
+
+
+def before_training(run, model, data, store) -> dict:
+    """{"before": metrics of the untrained network, "histogram": those of colour histograms, for synthetic people}."""
+    found = {"before": evaluate(run, model, data, store)}
+    if data.kind == "synthetic":
+        m = inputs.rank_metrics(data, histogram.color_histograms(store))
+        found["histogram"] = {"mAP": m.mAP, "rank1": m.rank(1), "rank10": m.rank(10)}
+    return found
+
+
+def check_unfinished(run, plan):
+    """Raises ValueError for a --resume from another variant, or a run that stopped in a later stage without --resume.
+
+    runtime.resume itself looks at --epochs alone.
+    """
+    newest, wanted = checkpoints.newest(run.log_dir), run.args["resume"]
+    if wanted is None and newest is not None and plan.epochs <= checkpoints.epoch_of(newest) < plan.total:
+        raise ValueError(f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir},"
+                         f" or choose another --logs-dir")
+    source = newest if wanted == "auto" else wanted
+    if wanted is not None and source is not None:
+        check_variant(source, checkpoints.read(source)["args"], run.args["simam"], run.args["parts"])
+
+
+def main(args):
+    run = runtime.start(args, "convnext_ap")
+    data = inputs.dataset(run, args.dataset, **({"split": args.split} if args.split else {}))
+    runtime.open_log(run, inputs.data_name(data))
+    size, plan = (args.height, args.width), make_plan(args)
+    store = inputs.open_images(run, data.train, *size, name=f"{data.name} train")
+    test_store = inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
+    labels = torch.from_numpy(datasets.labels(data.train))
+    model, optimizer, scheduler = build(args, run, int(labels.max()) + 1, plan)
+    grad_scaler, augment = runtime.scaler(run), make_augment(args)
+    if args.weights == "none":
+        calibrate(run, model, store)
+    check_unfinished(run, plan)
+    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    if "before" not in run.extra:
+        run.extra.update(before_training(run, model, data, test_store))
+    for name in ("histogram", "before"):
+        if name in run.extra:
+            show(run, {"histogram": "colour histogram", "before": "before training"}[name], run.extra[name])
+    stage = network = None
+    for epoch in range(first, plan.total):
+        runtime.seed_epoch(run, epoch)
+        if schedule.stage_of(epoch, plan) != stage:
+            stage = schedule.stage_of(epoch, plan)
+            network = enter(run, model, optimizer, stage, fresh=epoch > 0 and schedule.ends_stage(epoch - 1, plan))
+        batches = index_batches(args, run, labels, epoch)
+        shown = stream(run, store, labels, batches, augment, runtime.generator(run, epoch))
+        objective = make_objective(args, stage)
+        stats = train_one_epoch(run, network, optimizer, grad_scaler, shown, len(batches), objective, epoch)
+        scheduler.step()
+        last, ends = epoch + 1 == plan.total, schedule.ends_stage(epoch, plan)
+        if ends or (epoch + 1) % -(-plan.epochs // 3) == 0:
+            found = evaluate(run, model, data, test_store, trapezoid=last)
+            show(run, f"after epoch {epoch + 1} ({stage})", found)
+            stats.update(found)
+            run.extra.update({stage: found} if ends else {})
+        runtime.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
+        if ends and not last:
+            keep(run, stage)
+    metrics = {**run.extra[schedule.stage_of(plan.total - 1, plan)], **earlier(run.extra, plan)}
+    protocol = {**inputs.MARKET_PROTOCOL, "descriptor": "H", "flip": True, "split": args.split}
+    path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=plan.total)
+    runtime.say(run, f"result in {path}")
+
+
+def make_augment(args):
+    """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1); paper silent: sizes, order."""
+    return transforms.Augment(flip=0.5, pad=0, erase=variants(args)["erase"], erase_area=(0.02, 0.4),
+                              erase_ratio=(0.3, 3.33), erase_fill="random", channels_last=True)
+
+
+def keep(run, stage):
+    """Copy the checkpoint just written to <stage>.pt, which no later epoch replaces."""
+    if run.main:
+        newest = checkpoints.newest(run.log_dir)
+        checkpoints.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
+
+
+def earlier(extra, plan) -> dict:
+    """Metrics of what came before the last stage, each under the name of its stage."""
+    last = schedule.stage_of(plan.total - 1, plan)
+    kept = {part: extra[part] for part in ("before", "histogram", "pcb", "assign") if part in extra and part != last}
+    names = ("mAP", "rank1", "rank10")
+    return {f"{part}.{name}": found[name] for part, found in kept.items() for name in names}
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    runtime.execute(main, arguments)
