@@ -47,7 +47,7 @@ def reduction(size: int, out: int = 256) -> nn.Sequential:
 
 def full_precision(x: Tensor):
     """A context in which autocast leaves operations on x's device alone."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
 
 
 def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
