@@ -52,13 +52,17 @@ def consistency_loss(feats: Tensor, changed: Tensor, form: str = "l2") -> Tensor
     raise ValueError(f"consistency {form!r} is none of {', '.join(CONSISTENCY)}")
 
 
-def total_loss(output, labels: Tensor, reduction: str, consistency: str = "none", smoothing: float = 0.1) -> tuple[Tensor, dict]:
+def total_loss(
+    output, labels: Tensor, reduction: str, consistency: str = "none", smoothing: float = 0.1
+) -> tuple[Tensor, dict]:
     """Eq. (6), all weights 1, of a network's Output on [X, X']; returns the loss and its detached parts.
 
     reduction: how the network joins its branches, {"id": mean | sum, "triplet": mean | sum} (sec. 5 of the README).
     """
-    parts = {"id": torch.stack([identity_loss(logits, labels, smoothing) for logits in output.logits]),
-             "triplet": torch.stack([triplet_loss(metric, labels) for metric in output.metrics])}
+    parts = {
+        "id": torch.stack([identity_loss(logits, labels, smoothing) for logits in output.logits]),
+        "triplet": torch.stack([triplet_loss(metric, labels) for metric in output.metrics]),
+    }
     parts = {name: getattr(values, reduction[name])() for name, values in parts.items()}
     if consistency != "none":
         parts["consistency"] = consistency_loss(*output.metrics[0].chunk(2), consistency)

@@ -23,8 +23,26 @@ from common import images
 from common.checkpoints import replace
 from common.datasets.prcc import ATR_TO_SIX, MASK_FORMATS
 
-ATR_LABELS = ("background", "hat", "hair", "sunglasses", "upper-clothes", "skirt", "pants", "dress", "belt", "left-shoe",
-              "right-shoe", "face", "left-leg", "right-leg", "left-arm", "right-arm", "bag", "scarf")
+ATR_LABELS = (
+    "background",
+    "hat",
+    "hair",
+    "sunglasses",
+    "upper-clothes",
+    "skirt",
+    "pants",
+    "dress",
+    "belt",
+    "left-shoe",
+    "right-shoe",
+    "face",
+    "left-leg",
+    "right-leg",
+    "left-arm",
+    "right-arm",
+    "bag",
+    "scarf",
+)
 PARTS = ("background", "head", "upper clothes", "pants", "arms", "legs")
 LUT = np.array(ATR_TO_SIX, np.uint8)  # as the authors state it in an issue of their repository
 LABELS = {"part6": 6, "atr18": 18}
@@ -56,16 +74,24 @@ def read_parts(path: str, mask_format: str, image: str | None = None) -> np.ndar
                 raise ValueError(f"a label map has mode P or L, this has {file.mode}")
             labels = np.array(file)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ValueError(f"mask {path}: cannot be read ({error}); write it again with python -m pixel_sampling.parse") from error
+        raise ValueError(
+            f"mask {path}: cannot be read ({error}); write it again with python -m pixel_sampling.parse"
+        ) from error
     if image is not None:
         with Image.open(image) as file:
             size = file.size
         if size != labels.shape[::-1]:
-            raise ValueError(f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; {mask_format} masks "
-                             "have the size of their image: do not resize them, or write them again with python -m pixel_sampling.parse")
+            raise ValueError(
+                f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; {mask_format} masks "
+                "have the size of their image: do not resize them, or write them again with python -m pixel_sampling.parse"
+            )
     known = LABELS[mask_format]
     if labels.max(initial=0) >= known:
-        hint = "; these look like ATR labels: use --mask-format atr18" if mask_format == "part6" and labels.max() < 18 else ""
+        hint = (
+            "; these look like ATR labels: use --mask-format atr18"
+            if mask_format == "part6" and labels.max() < 18
+            else ""
+        )
         raise ValueError(f"mask {path} holds label {labels.max()}, but {mask_format} has labels 0..{known - 1}{hint}")
     return LUT[labels] if mask_format == "atr18" else labels
 
@@ -79,7 +105,9 @@ def read_scores(path: str, height: int, width: int) -> np.ndarray:
     if scores.ndim != 3 or scores.shape[2] != 6 or not np.isfinite(scores).all():
         raise ValueError(f"mask {path} holds {scores.dtype} {scores.shape}; npy6 masks are finite scores (h, w, 6)")
     tensor = torch.from_numpy(scores.astype(np.float32)).permute(2, 0, 1)[None]
-    return F.interpolate(tensor, (height, width), mode="bilinear", align_corners=True)[0].argmax(0).to(torch.uint8).numpy()
+    return (
+        F.interpolate(tensor, (height, width), mode="bilinear", align_corners=True)[0].argmax(0).to(torch.uint8).numpy()
+    )
 
 
 def decode(path: str | None, image: str, mask_format: str, height: int, width: int) -> np.ndarray:
@@ -111,19 +139,33 @@ class MaskStore:
         if self.pixels is not None:
             return torch.from_numpy(self.pixels[index.numpy()])[:, None]
         chosen = [self.samples[i] for i in index.tolist()]
-        return torch.from_numpy(np.stack([decode(s.mask, s.path, self.mask_format, *self.shape) for s in chosen]))[:, None]
+        return torch.from_numpy(np.stack([decode(s.mask, s.path, self.mask_format, *self.shape) for s in chosen]))[
+            :, None
+        ]
 
     def statistics(self, most: int = 2000) -> str:
         """Share of pixels of each part, and of images without upper clothes or pants, over at most `most` images."""
         maps = self.gather(np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)).cpu().flatten(1)
         shares = torch.stack([(maps == part).float().mean(1) for part in range(6)], 1)  # (n, 6)
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares.mean(0).tolist()))
-        return (f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; per cent of pixels: {parts}; "
-                f"{100 * (shares[:, 2] == 0).float().mean():.1f} % of images without upper clothes, {100 * (shares[:, 3] == 0).float().mean():.1f} % without pants")
+        return (
+            f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; per cent of pixels: {parts}; "
+            f"{100 * (shares[:, 2] == 0).float().mean():.1f} % of images without upper clothes, {100 * (shares[:, 3] == 0).float().mean():.1f} % without pants"
+        )
 
 
-def open_masks(samples: list, height: int, width: int, mask_format: str, *, cache: str = "disk", cache_dir: str | Path | None = None,
-               device: str | torch.device = "cpu", workers: int = 2, name: str = "masks") -> MaskStore:
+def open_masks(
+    samples: list,
+    height: int,
+    width: int,
+    mask_format: str,
+    *,
+    cache: str = "disk",
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    workers: int = 2,
+    name: str = "masks",
+) -> MaskStore:
     """The masks of the samples at network size, decoded once into a memory map; cache as for images.open_images.
 
     A missing mask counts as all background, so pixel sampling leaves its image alone; one warning says how many.
@@ -134,10 +176,15 @@ def open_masks(samples: list, height: int, width: int, mask_format: str, *, cach
         raise ValueError(f"mask format {mask_format!r} is none of {', '.join(MASK_FORMATS)}")
     found = [s for s in samples if s.mask is not None]
     if not found:
-        raise FileNotFoundError(f"none of the {len(samples)} images ({name}) has a {mask_format} mask; make them with python -m pixel_sampling.parse")
+        raise FileNotFoundError(
+            f"none of the {len(samples)} images ({name}) has a {mask_format} mask; make them with python -m pixel_sampling.parse"
+        )
     if len(found) < len(samples):
         first = next(s.path for s in samples if s.mask is None)
-        warnings.warn(f"{len(samples) - len(found)} of {len(samples)} images ({name}) have no mask, e.g. {first}; their clothes stay unchanged", stacklevel=2)
+        warnings.warn(
+            f"{len(samples) - len(found)} of {len(samples)} images ({name}) have no mask, e.g. {first}; their clothes stay unchanged",
+            stacklevel=2,
+        )
     device, pixels = torch.device(device), None
     if cache != "off":
         pixels = open_store(samples, found, height, width, mask_format, cache_dir, workers, name)
@@ -145,7 +192,9 @@ def open_masks(samples: list, height: int, width: int, mask_format: str, *, cach
     return MaskStore(samples, height, width, mask_format, device, pixels)
 
 
-def open_store(samples: list, found: list, height: int, width: int, mask_format: str, cache_dir, workers: int, name: str) -> np.ndarray:
+def open_store(
+    samples: list, found: list, height: int, width: int, mask_format: str, cache_dir, workers: int, name: str
+) -> np.ndarray:
     """Memory map (N, H, W) of the store file, written first if it is not there."""
     paths = [s.mask for s in found]
     present = hashlib.sha256(bytes(s.mask is not None for s in samples)).hexdigest()
@@ -166,9 +215,12 @@ def open_store(samples: list, found: list, height: int, width: int, mask_format:
 def write_store(file: Path, samples: list, height: int, width: int, mask_format: str, workers: int, name: str) -> None:
     """Decode all masks into a new .npy file; the first error ends it."""
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(samples), height, width))
-    with ThreadPoolExecutor(max(1, workers)) as pool, tqdm(total=len(samples), desc=f"decode {name}", unit="mask", disable=None) as bar:
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(samples), desc=f"decode {name}", unit="mask", disable=None) as bar,
+    ):
         for start in range(0, len(samples), 512):
-            part = samples[start:start + 512]
+            part = samples[start : start + 512]
             maps = pool.map(lambda s: decode(s.mask, s.path, mask_format, height, width), part)
             for row, labels in enumerate(maps, start):
                 out[row] = labels

@@ -52,7 +52,9 @@ def full_precision(x: Tensor):
 
 def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
     """A copy of the convolutional part of a torchvision ResNet, its key names kept; 16 x 8 maps of 256 x 128 images."""
-    parts = copy.deepcopy(nn.Sequential(OrderedDict((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2", "layer3", "layer4"))))
+    parts = copy.deepcopy(
+        nn.Sequential(OrderedDict((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2", "layer3", "layer4")))
+    )
     if last_stride == 1:
         unstride(parts.layer4)
     return parts
@@ -90,6 +92,10 @@ class BoT(nn.Module):
             t = x.float().mean((2, 3))
             return t, self.neck(t)
 
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), also in eval mode; for heat maps."""
+        return self.classifier(self.embed(x)[1])
+
     def forward(self, x: Tensor):
         t, b = self.embed(x)
         if not self.training:
@@ -109,12 +115,17 @@ class HeadBody(nn.Module):
 
     def forward(self, x: Tensor):
         width = x.shape[3]
-        halves = [net.embed(part.contiguous()) for net, part in zip((self.body, self.head), (x[:, :, :-width], x[:, :, -width:]))]
+        halves = [
+            net.embed(part.contiguous())
+            for net, part in zip((self.body, self.head), (x[:, :, :-width], x[:, :, -width:]))
+        ]
         if not self.training:
             return torch.cat([b for _, b in halves], 1)
         with full_precision(x):
-            return Output([net.classifier(b) for net, (_, b) in zip((self.body, self.head), halves)],
-                          [F.normalize(torch.cat([t for t, _ in halves], 1))])
+            return Output(
+                [net.classifier(b) for net, (_, b) in zip((self.body, self.head), halves)],
+                [F.normalize(torch.cat([t for t, _ in halves], 1))],
+            )
 
 
 class PCB(nn.Module):
@@ -133,6 +144,11 @@ class PCB(nn.Module):
         self.reduce = reduction(size)
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.01, bias=True) for _ in range(parts))
 
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
+        reduced = self.reduce(F.adaptive_avg_pool2d(self.backbone(x), (len(self.classifiers), 1))).squeeze(3)
+        return sum(layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2)))
+
     def forward(self, x: Tensor):
         x = self.backbone(x)
         with full_precision(x):
@@ -144,18 +160,40 @@ class PCB(nn.Module):
             return Output([layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2))], [metric])
 
 
-class MGN(nn.Module):
+class Branches(nn.Module):
+    """Many 256-d features, each with a classifier: reduced(x) gives them, the first TRIPLETS carry a triplet loss."""
+
+    TRIPLETS: int
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
+        return sum(layer(part) for layer, part in zip(self.classifiers, self.reduced(x)))
+
+    def forward(self, x: Tensor):
+        reduced = self.reduced(x)
+        if not self.training:
+            return torch.cat(reduced, 1)
+        with full_precision(x):
+            return Output([layer(part) for layer, part in zip(self.classifiers, reduced)], reduced[: self.TRIPLETS])
+
+
+class MGN(Branches):
     """Multiple granularity network (Wang et al. 2018): three branches from layer3[1] on, global, 2 and 3 stripes.
 
     Deviation from MGN's paper, as the authors run it: average pooling, all classifiers on 256-d, margin 0.3.
     """
 
-    reduction = {"id": "mean", "triplet": "mean"}
+    reduction, TRIPLETS = {"id": "mean", "triplet": "mean"}, 3
 
     def __init__(self, resnet: nn.Module, num_classes: int):
         super().__init__()
-        self.stem = copy.deepcopy(nn.Sequential(OrderedDict(
-            [*((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2")), ("layer3_0", resnet.layer3[0])])))
+        self.stem = copy.deepcopy(
+            nn.Sequential(
+                OrderedDict(
+                    [*((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2")), ("layer3_0", resnet.layer3[0])]
+                )
+            )
+        )
         self.branches = nn.ModuleList(copy.deepcopy(nn.Sequential(resnet.layer3[1:], resnet.layer4)) for _ in range(3))
         for branch in self.branches[1:]:
             unstride(branch[1])
@@ -168,25 +206,23 @@ class MGN(nn.Module):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor):
+    def reduced(self, x: Tensor) -> list[Tensor]:
+        """The eight 256-d features."""
         x = self.stem(x)
         maps = [branch(x) for branch in self.branches]
         with full_precision(x):
             pooled = [stripes(m, 1, F.adaptive_avg_pool2d)[0] for m in maps]  # three global ones, then 2 and 3 stripes
             pooled += stripes(maps[1], 2, F.adaptive_avg_pool2d) + stripes(maps[2], 3, F.adaptive_avg_pool2d)
-            reduced = [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
-            if not self.training:
-                return torch.cat(reduced, 1)  # (B, 2048)
-            return Output([layer(part) for layer, part in zip(self.classifiers, reduced)], reduced[:3])
+            return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
-class HPM(nn.Module):
+class HPM(Branches):
     """Horizontal pyramid matching (Fu et al. 2019): 1, 2, 4 and 8 stripes, each with its own losses.
 
     Deviation from HPM's paper, as the authors run it: maximum pooling alone, a triplet for every stripe, 256 x 128.
     """
 
-    reduction = {"id": "sum", "triplet": "sum"}
+    reduction, TRIPLETS = {"id": "sum", "triplet": "sum"}, 15
     LEVELS = (1, 2, 4, 8)
 
     def __init__(self, resnet: nn.Module, num_classes: int):
@@ -195,14 +231,12 @@ class HPM(nn.Module):
         self.reductions = nn.ModuleList(reduction(resnet.fc.in_features) for _ in range(sum(self.LEVELS)))
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.001) for _ in range(sum(self.LEVELS)))
 
-    def forward(self, x: Tensor):
+    def reduced(self, x: Tensor) -> list[Tensor]:
+        """The fifteen 256-d features."""
         x = self.backbone(x)
         with full_precision(x):
             pooled = [part for level in self.LEVELS for part in stripes(x, level, F.adaptive_max_pool2d)]
-            reduced = [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
-            if not self.training:
-                return torch.cat(reduced, 1)  # (B, 3840)
-            return Output([layer(part) for layer, part in zip(self.classifiers, reduced)], reduced)
+            return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
 ARCHS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
@@ -225,7 +259,10 @@ def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str 
     model = ARCHS[arch](resnet, num_classes)
     if whole:
         own = model.state_dict()
-        state = {k: own[k] if "classifier" in k and k in own and v.shape != own[k].shape else v for k, v in authors_names(state).items()}
+        state = {
+            k: own[k] if "classifier" in k and k in own and v.shape != own[k].shape else v
+            for k, v in authors_names(state).items()
+        }
         checkpoints.fit(model, state, weights)  # a classifier of other people starts anew
     return model
 
@@ -255,8 +292,10 @@ def imagenet_state(name: str) -> dict:
     try:
         return entry.get_state_dict(progress=False, check_hash=True)
     except OSError as error:  # URLError is one
-        raise FileNotFoundError(f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
-                                f"and pass --weights PATH, or train from random weights with --weights none") from error
+        raise FileNotFoundError(
+            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
+            f"and pass --weights PATH, or train from random weights with --weights none"
+        ) from error
 
 
 def read_state(path: str | Path) -> dict:

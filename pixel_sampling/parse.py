@@ -25,15 +25,21 @@ from pixel_sampling.masks import LUT, PARTS, palette, write_labels
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="python -m pixel_sampling.parse", description="Write parsing masks.", allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="python -m pixel_sampling.parse", description="Write parsing masks.", allow_abbrev=False
+    )
     parser.add_argument("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
     parser.add_argument("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
     parser.add_argument("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
     parser.add_argument("--labels", choices=["part6", "atr18"], default="part6", help="six parts, or the 18 ATR labels")
-    parser.add_argument("--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png")
+    parser.add_argument(
+        "--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png"
+    )
     parser.add_argument("-b", "--batch-size", type=int, default=16)
     parser.add_argument("-j", "--workers", type=int, default=4, help="threads that read and write images")
-    parser.add_argument("--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with")
+    parser.add_argument(
+        "--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with"
+    )
     parser.add_argument("--amp", choices=["off", "bf16"], default="off")
     return parser.parse_args(argv)
 
@@ -50,7 +56,9 @@ def folders(root: Path, out: str | None) -> tuple[Path, Path]:
 
 def listed(source: Path, out: Path) -> list[tuple[Path, Path]]:
     """(image, mask) paths, sorted, without images below `out`. Raises: ValueError for none, or two images with one mask."""
-    images = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents)
+    images = sorted(
+        p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents
+    )
     pairs = [(image, (out / image.relative_to(source)).with_suffix(".png")) for image in images]
     if not pairs:
         raise ValueError(f"{source} holds no image ({', '.join(SUFFIXES)})")
@@ -85,7 +93,9 @@ def network(ckpt: str, device: torch.device) -> schp.SCHP:
 def parse(net: schp.SCHP, images: list[torch.Tensor], size: int, amp: str = "off") -> list[np.ndarray]:
     """ATR labels (H, W) uint8 of each image uint8 (3, H, W), at its own size."""
     device = next(net.parameters()).device
-    batch = torch.stack([schp.letterbox(image.to(device), size) for image in images]).contiguous(memory_format=torch.channels_last)
+    batch = torch.stack([schp.letterbox(image.to(device), size) for image in images]).contiguous(
+        memory_format=torch.channels_last
+    )
     with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
         logits = net(batch).fusion
     return [schp.labels_at(one, *image.shape[1:], size).cpu().numpy() for one, image in zip(logits, images)]
@@ -94,15 +104,20 @@ def parse(net: schp.SCHP, images: list[torch.Tensor], size: int, amp: str = "off
 def write_all(net, pairs: list[tuple[Path, Path]], args: Namespace) -> tuple[np.ndarray, list[str]]:
     """Parse and write all pairs, reading a batch ahead; returns pixel counts of the six parts, and the images that failed."""
     counts, faults, pending = np.zeros(6, np.int64), [], []
-    blocks = [pairs[i:i + args.batch_size] for i in range(0, len(pairs), args.batch_size)]
-    with ThreadPoolExecutor(max(1, args.workers)) as pool, tqdm(total=len(pairs), desc="parse", unit="img", disable=None) as bar:
+    blocks = [pairs[i : i + args.batch_size] for i in range(0, len(pairs), args.batch_size)]
+    with (
+        ThreadPoolExecutor(max(1, args.workers)) as pool,
+        tqdm(total=len(pairs), desc="parse", unit="img", disable=None) as bar,
+    ):
         ahead = [pool.submit(read, image) for image, _ in blocks[0]] if blocks else []
         for number, block in enumerate(blocks):
             images = [future.result() for future in ahead]
             ahead = [pool.submit(read, image) for image, _ in blocks[number + 1]] if number + 1 < len(blocks) else []
             faults += [image for image in images if isinstance(image, str)]
             good = [(image, mask) for image, (_, mask) in zip(images, block) if not isinstance(image, str)]
-            for labels, (_, mask) in zip(parse(net, [image for image, _ in good], args.size, args.amp) if good else [], good):
+            for labels, (_, mask) in zip(
+                parse(net, [image for image, _ in good], args.size, args.amp) if good else [], good
+            ):
                 counts += np.bincount(LUT[labels].ravel(), minlength=6)
                 pending.append(pool.submit(write_labels, mask, LUT[labels] if args.labels == "part6" else labels))
             bar.update(len(block))
@@ -121,7 +136,9 @@ def draw_overlays(path: Path, pairs: list[tuple[Path, Path]], number: int) -> Pa
     """A sheet of `number` overlays, eight a row, spread evenly over all pairs."""
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(number, len(pairs))).astype(int))]
     pictures = [overlay(*pair) for pair in chosen]
-    return visualize.grid(path, [pictures[i:i + 8] for i in range(0, len(pictures), 8)], title="masks over their images")
+    return visualize.grid(
+        path, [pictures[i : i + 8] for i in range(0, len(pictures), 8)], title="masks over their images"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,7 +161,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if faults:
-        print("\n".join([*faults, f"error: {len(faults)} of {len(todo)} images cannot be decoded; replace them and run again"]), file=sys.stderr)
+        print(
+            "\n".join(
+                [*faults, f"error: {len(faults)} of {len(todo)} images cannot be decoded; replace them and run again"]
+            ),
+            file=sys.stderr,
+        )
     return 1 if faults else 0
 
 

@@ -15,8 +15,14 @@ MODES = ("vector", "flat", "random")
 FORMS = ("fixed", "boolean")
 
 
-def sample_pixels(images: Tensor, parts: Tensor, generator: torch.Generator, classes: tuple = (UPPER, PANTS),
-                  mode: str = "vector", form: str | None = None) -> Tensor:
+def sample_pixels(
+    images: Tensor,
+    parts: Tensor,
+    generator: torch.Generator,
+    classes: tuple = (UPPER, PANTS),
+    mode: str = "vector",
+    form: str | None = None,
+) -> Tensor:
     """Images with the pixels of each class replaced, Eqs. (1)-(2); no gradient, the images themselves stay.
 
     Args: images (B, 3, H, W) of any type; parts (B, H, W) or (B, 1, H, W) integers on the same device; generator on
@@ -33,7 +39,9 @@ def sample_pixels(images: Tensor, parts: Tensor, generator: torch.Generator, cla
     if parts.ndim == 4:
         parts = parts.squeeze(1)
     if images.ndim != 4 or parts.shape != (images.shape[0], *images.shape[2:]):
-        raise ValueError(f"images {tuple(images.shape)} need parts {(images.shape[0], *images.shape[2:])}, got {tuple(parts.shape)}")
+        raise ValueError(
+            f"images {tuple(images.shape)} need parts {(images.shape[0], *images.shape[2:])}, got {tuple(parts.shape)}"
+        )
     if mode not in MODES or form not in (None, *FORMS):
         raise ValueError(f"mode {mode!r} and form {form!r}: known are {', '.join(MODES)} and {', '.join(FORMS)}")
     form = form or ("boolean" if images.device.type == "cpu" else "fixed")

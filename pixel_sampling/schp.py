@@ -86,7 +86,9 @@ class Context(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(s), conv(2048, 512), Activated(512)) for s in (1, 2, 3, 6))
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(s), conv(2048, 512), Activated(512)) for s in (1, 2, 3, 6)
+        )
         self.bottleneck = block(4096, 512, kernel=3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,14 +133,21 @@ class SCHP(nn.Module):
         self.conv2, self.bn2 = conv(64, 64, 3), norm(64)
         self.conv3, self.bn3 = conv(64, 128, 3), norm(128)
         inputs = 128
-        for number, (width, count, stride, dilation) in enumerate(((64, 3, 1, 1), (128, 4, 2, 1), (256, 23, 2, 1), (512, 3, 1, 2)), 1):
-            blocks = [Bottleneck(inputs if i == 0 else 4 * width, width, stride if i == 0 else 1, dilation) for i in range(count)]
+        for number, (width, count, stride, dilation) in enumerate(
+            ((64, 3, 1, 1), (128, 4, 2, 1), (256, 23, 2, 1), (512, 3, 1, 2)), 1
+        ):
+            blocks = [
+                Bottleneck(inputs if i == 0 else 4 * width, width, stride if i == 0 else 1, dilation)
+                for i in range(count)
+            ]
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
             inputs = 4 * width
         self.context_encoding = Context()
         self.decoder = Decoder(num_labels)
         self.edge = Edge()
-        self.fushion = nn.Sequential(conv(1024, 256), Activated(256), nn.Dropout2d(0.1), conv(256, num_labels, bias=True))
+        self.fushion = nn.Sequential(
+            conv(1024, 256), Activated(256), nn.Dropout2d(0.1), conv(256, num_labels, bias=True)
+        )
 
     def forward(self, x: Tensor) -> Parsing:
         for number in (1, 2, 3):
@@ -172,20 +181,28 @@ def load_official(net: SCHP, path: str | Path) -> int:
     Raises: FileNotFoundError; ValueError for a file that is unreadable, needs to run code, or does not fit.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"parser: no checkpoint {path}; get exp-schp-201908301523-atr.pth from the page of Self-Correction-Human-Parsing")
+        raise FileNotFoundError(
+            f"parser: no checkpoint {path}; get exp-schp-201908301523-atr.pth from the page of Self-Correction-Human-Parsing"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"parser: {path} is not a checkpoint that can be read without running its code ({reason[0]}); get the official file again") from error
+        raise ValueError(
+            f"parser: {path} is not a checkpoint that can be read without running its code ({reason[0]}); get the official file again"
+        ) from error
     state = state.get("state_dict") if isinstance(state, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"parser: {path} has no `state_dict`; the official ATR checkpoint has one")
-    state = OrderedDict((k, v) for k, v in checkpoints.strip_prefixes(state).items() if not k.endswith("num_batches_tracked"))
+    state = OrderedDict(
+        (k, v) for k, v in checkpoints.strip_prefixes(state).items() if not k.endswith("num_batches_tracked")
+    )
     labels = state.get("fushion.3.weight")
     own = net.fushion[3].out_channels
     if labels is not None and len(labels) != own:
-        raise ValueError(f"parser: {path} has {len(labels)} labels, ATR has {own}; LIP (20) and Pascal (7) checkpoints do not serve here")
+        raise ValueError(
+            f"parser: {path} has {len(labels)} labels, ATR has {own}; LIP (20) and Pascal (7) checkpoints do not serve here"
+        )
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     checkpoints.fit(net, {**counters, **state}, path)
     fold_weights(net)
@@ -225,4 +242,8 @@ def labels_at(logits: Tensor, height: int, width: int, size: int = SIZE) -> Tens
     """Labels (height, width) uint8 of one image from its fusion logits (L, h, w): to size x size, back, argmax."""
     full = F.interpolate(logits[None].float(), (size, size), mode="bilinear", align_corners=True)
     grid = letterbox_grid(height, width, size, inverse=True).to(logits.device)
-    return F.grid_sample(full, grid, mode="bilinear", align_corners=True, padding_mode="border")[0].argmax(0).to(torch.uint8)
+    return (
+        F.grid_sample(full, grid, mode="bilinear", align_corners=True, padding_mode="border")[0]
+        .argmax(0)
+        .to(torch.uint8)
+    )

@@ -10,7 +10,6 @@ What to expect, and what our runs gave: pixel_sampling/README.md.
 
 import sys
 import time
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
@@ -18,65 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import torch
 from tqdm import tqdm
 
-from common import datasets, images, inputs, runtime, samplers, transforms
-from common.datasets import prcc
+from common import datasets, images, inputs, processes, runtime, samplers, transforms
 from pixel_sampling import losses, model, sampling
+from pixel_sampling.evaluate import evaluate, keep_best, show
+from pixel_sampling.flags import CLASSES, parse_args
 from pixel_sampling.head import HeadStore, network_input
-from pixel_sampling.masks import MASK_FORMATS, open_masks
+from pixel_sampling.masks import open_masks
 
-CLASSES = {"both": (sampling.UPPER, sampling.PANTS), "upper": (sampling.UPPER,), "pants": (sampling.PANTS,)}
-QUERIES = {"cross": prcc.CROSS, "same": prcc.SAME}
 WARM_UP, DROP = 10, 40  # epochs, of sec. 4.4 of the authors' settings
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="pixel_sampling/train.py", description="Train with pixel sampling; defaults are the paper's main setting.", allow_abbrev=False)
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", default="prcc", choices=["prcc"])
-    data.add_argument("--mask-format", choices=list(MASK_FORMATS), default="part6", help="parsing masks: six parts or ATR labels as PNG, or the authors' .npy scores")
-    data.add_argument("--mask-align", choices=["crop", "none"], default="crop", help="crop: masks move with their images; none: resized only, as the authors' code")
-    data.add_argument("--height", type=int, default=256)
-    data.add_argument("--width", type=int, default=128)
-    method = parser.add_argument_group("method")
-    method.add_argument("--arch", choices=list(model.ARCHS), default="bot", help="network (Tables I, III, IV)")
-    method.add_argument("--backbone", choices=list(model.BACKBONES), default="resnet50")
-    method.add_argument("--ps-mode", choices=["off", *sampling.MODES], default="vector", help="pixel sampling, Eqs. (1)-(2): pixels, single values (the authors' code), shuffled pixels")
-    method.add_argument("--ps-classes", choices=list(CLASSES), default="both", help="clothes that are re-drawn")
-    method.add_argument("--consistency", choices=list(losses.CONSISTENCY), default="l2", help="form of Eq. (3)")
-    method.add_argument("--label-smooth", type=float, default=0.1, help="of Eq. (4); paper silent, as its baseline")
-    method.add_argument("--aug", choices=["paper", "code"], default="paper", help="paper: flip and crop; code: crop and colour jitter 0.1, no flip")
-    method.add_argument("--re", action="store_true", help="random erasing before pixel sampling (Table II)")
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument("-b", "--batch-size", type=int, default=64, help="initial images a step, B, over all processes; pixel sampling doubles them")
-    optim.add_argument("--num-instances", type=int, default=4, help="images of one identity in a batch")
-    optim.add_argument("--epochs", type=int, default=60)
-    optim.add_argument("--iters", type=int, help="at most this many steps an epoch (default: all)")
-    optim.add_argument("--lr", type=float, default=3.5e-3, help="SGD with momentum 0.9; warm-up over 1/6 of the epochs, x 0.1 at 2/3")
-    optim.add_argument("--weight-decay", type=float, default=5e-4)
-    test = parser.add_argument_group("evaluation")
-    test.add_argument("--eval-period", type=int, default=5, help="epochs between evaluations")
-    test.add_argument("--selection", choices=["last", "test-best"], default="last", help="what the result file reports; test-best is the authors' rule")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "pixel_sampling", argv, complete)
-
-
-def complete(args: Namespace) -> Namespace:
-    """Check what must fit together. Raises: ValueError."""
-    if args.consistency != "none" and (args.ps_mode == "off" or args.arch != "bot"):
-        raise ValueError("--consistency compares images with their changed copies: it needs --ps-mode vector, flat or random and --arch bot; else --consistency none")
-    if args.arch in ("head", "head_body") and args.ps_mode != "off":
-        raise ValueError(f"--arch {args.arch} is trained without pixel sampling: add --ps-mode off --consistency none")
-    if args.mask_align == "none" and args.aug == "paper":
-        raise ValueError("--mask-align none leaves masks unflipped: it goes with --aug code, which does not flip")
-    ids, rest = divmod(args.batch_size, args.num_instances)
-    if rest or ids < 2 or args.num_instances < 2:
-        near = max(2, ids) * args.num_instances
-        raise ValueError(f"--batch-size {args.batch_size} is not at least 2 identities x --num-instances {args.num_instances} (at least 2); nearest: {near}")
-    if args.epochs < 1 or args.eval_period < 1 or (args.iters is not None and args.iters < 1):
-        raise ValueError("--epochs, --iters and --eval-period must be at least 1")
-    if not 0 <= args.label_smooth < 1:
-        raise ValueError(f"--label-smooth {args.label_smooth} is outside [0, 1)")
-    return args
 
 
 def needs_masks(args) -> bool:
@@ -86,13 +34,21 @@ def needs_masks(args) -> bool:
 def build(args, run, num_classes):
     """Network on the device, SGD over everything that is trained, and the schedule of the epochs."""
     if (args.batch_size // args.num_instances) % run.world_size:
-        raise ValueError(f"{run.world_size} processes must divide the {args.batch_size // args.num_instances} identities of a batch")
-    with runtime.rank_zero_first(run):
+        raise ValueError(
+            f"{run.world_size} processes must divide the {args.batch_size // args.num_instances} identities of a batch"
+        )
+    with processes.rank_zero_first(run):
         network = model.build(args.arch, num_classes, args.backbone, args.weights)
     network = network.to(run.device, memory_format=torch.channels_last)
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=run.device.type == "cuda")
-    return runtime.parallel(run, network), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(args.epochs))
+    optimizer = torch.optim.SGD(
+        trained, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=run.device.type == "cuda"
+    )
+    return (
+        processes.parallel(run, network),
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(args.epochs)),
+    )
 
 
 def schedule(epochs: int):
@@ -107,8 +63,13 @@ def schedule(epochs: int):
 def augmentation(args) -> transforms.Augment:
     """Flip and crop of the paper, or what its code does; erasing after normalisation and before pixel sampling."""
     code = args.aug == "code"
-    return transforms.Augment(flip=0.0 if code else 0.5, pad=10 * args.height // 256, jitter=(0.1,) * 4 if code else None,
-                              erase=0.5 if args.re else 0.0, erase_law="uniform")
+    return transforms.Augment(
+        flip=0.0 if code else 0.5,
+        pad=10 * args.height // 256,
+        jitter=(0.1,) * 4 if code else None,
+        erase=0.5 if args.re else 0.0,
+        erase_law="uniform",
+    )
 
 
 def stream(run, args, store, masks, labels, index_batches, augment, generator):
@@ -137,7 +98,9 @@ def train_one_epoch(run, args, network, optimizer, grad_scaler, batches, steps, 
     draws = torch.Generator().manual_seed(runtime.generator(run, epoch, 1).initial_seed())  # image shuffles, on the CPU
     totals, seen, began = {}, 0, time.time()
     reduction = runtime.bare(network).reduction
-    for i, (x, parts, labels) in enumerate(tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)):
+    for i, (x, parts, labels) in enumerate(
+        tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
+    ):
         x, labels = doubled(args, x, parts, labels, draws)
         with run.autocast():
             output = network(x.contiguous(memory_format=torch.channels_last))
@@ -146,40 +109,15 @@ def train_one_epoch(run, args, network, optimizer, grad_scaler, batches, steps, 
         for name, value in {"loss": loss.detach(), **terms}.items():
             totals[name] = totals.get(name, 0) + value
         seen += len(x) * run.world_size
-    runtime.sync_buffers(run, runtime.bare(network))
+    processes.sync_buffers(run, runtime.bare(network))
     means = {name: value.item() / (i + 1) for name, value in totals.items()}
-    runtime.say(run, f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()) + f"; {seen / (time.time() - began):.0f} images/s")
+    runtime.say(
+        run,
+        f"epoch {epoch + 1}: "
+        + ", ".join(f"{k} {v:.3f}" for k, v in means.items())
+        + f"; {seen / (time.time() - began):.0f} images/s",
+    )
     return means
-
-
-def evaluate(run, network, data, store, flip: bool) -> dict:
-    """Metrics of both query sets under both protocols, as fractions: cross.rank1, same.mAP, cross.single10.rank1, cross.single10.mrr ...
-
-    The feature is the mean over the image and its mirror image, of unit length (sec. III; the head networks: no mirror).
-    """
-    feats, q = inputs.extract(run, network, store, flip=flip), len(data.query)
-    gallery, found = [s.pid for s in data.gallery], {}
-    for name, camid in QUERIES.items():
-        chosen = [i for i, s in enumerate(data.query) if s.camid == camid]
-        part = feats[chosen], feats[q:], [data.query[i].pid for i in chosen], gallery
-        multi, single = prcc.metrics(*part), prcc.single_shot_metrics(*part)
-        found |= {f"{name}.mAP": multi.mAP, f"{name}.mINP": multi.mINP, **{f"{name}.rank{k}": multi.rank(k) for k in (1, 5, 10)},
-                  f"{name}.single10.rank1": single.rank(1), f"{name}.single10.rank10": single.rank(10), f"{name}.single10.mrr": single.mrr}
-    return found
-
-
-def show(run, name, m):
-    runtime.say(run, f"{name:<18} multi: cross rank-1 {100 * m['cross.rank1']:5.1f} mAP {100 * m['cross.mAP']:5.1f}   same rank-1 {100 * m['same.rank1']:5.1f} mAP {100 * m['same.mAP']:5.1f}"
-                     f"   single10: cross rank-1 {100 * m['cross.single10.rank1']:5.1f}   same rank-1 {100 * m['same.single10.rank1']:5.1f}")
-
-
-def keep_best(best: dict, metrics: dict, epoch: int) -> dict:
-    """The authors' selection: for each query set on its own, the epoch with the largest rank1 + mAP on the test set."""
-    for name in QUERIES:
-        own = {k: v for k, v in metrics.items() if k.startswith(f"{name}.")} | {f"{name}.epoch": epoch}
-        if f"{name}.mAP" not in best or own[f"{name}.rank1"] + own[f"{name}.mAP"] > best[f"{name}.rank1"] + best[f"{name}.mAP"]:
-            best = {k: v for k, v in best.items() if not k.startswith(f"{name}.")} | own
-    return best
 
 
 def open_data(run, args, device_cache: str):
@@ -188,12 +126,24 @@ def open_data(run, args, device_cache: str):
     data = inputs.dataset(run, args.dataset, **({"mask_format": args.mask_format} if masks else {}))
     runtime.open_log(run, inputs.data_name(data))
     stores, size = {}, (args.height, args.width)
-    for name, samples, wanted in (("train", data.train, masks), ("test", data.query + data.gallery, args.arch.startswith("head"))):
+    for name, samples, wanted in (
+        ("train", data.train, masks),
+        ("test", data.query + data.gallery, args.arch.startswith("head")),
+    ):
         title = f"{data.name} {name}"
         stores[name] = inputs.open_images(run, samples, *size, name=title, interpolation="bilinear"), None
         if wanted:
-            with runtime.rank_zero_first(run):
-                maps = open_masks(samples, *size, args.mask_format, cache=device_cache, cache_dir=args.cache_dir, device=run.device, workers=args.workers, name=f"{title} masks")
+            with processes.rank_zero_first(run):
+                maps = open_masks(
+                    samples,
+                    *size,
+                    args.mask_format,
+                    cache=device_cache,
+                    cache_dir=args.cache_dir,
+                    device=run.device,
+                    workers=args.workers,
+                    name=f"{title} masks",
+                )
             runtime.say(run, maps.statistics())
             stores[name] = stores[name][0], maps
     test = stores["test"]
@@ -205,11 +155,21 @@ def main(args):
     data, store, masks, test_store = open_data(run, args, args.cache)
     labels, ids = torch.from_numpy(datasets.labels(data.train)), args.batch_size // args.num_instances
     network, optimizer, scheduler = build(args, run, int(labels.max()) + 1)
-    runtime.say(run, f"{ids // run.world_size} identities x {args.num_instances} images a process; pixel banks are per process")
+    runtime.say(
+        run, f"{ids // run.world_size} identities x {args.num_instances} images a process; pixel banks are per process"
+    )
     grad_scaler, augment, flip = runtime.scaler(run), augmentation(args), not args.arch.startswith("head")
     for epoch in range(runtime.resume(run, network, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
-        index_batches = samplers.identity_epoch(labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size)[: args.iters]
+        index_batches = samplers.identity_epoch(
+            labels.numpy(),
+            ids,
+            args.num_instances,
+            seed=args.seed,
+            epoch=epoch,
+            rank=run.rank,
+            world_size=run.world_size,
+        )[: args.iters]
         batches = stream(run, args, store, masks, labels, index_batches, augment, runtime.generator(run, epoch))
         stats = train_one_epoch(run, args, network, optimizer, grad_scaler, batches, len(index_batches), epoch)
         scheduler.step()
@@ -223,8 +183,20 @@ def main(args):
     show(run, "best on test", run.extra["best"])  # the authors' selection rule, query sets apart
     head, other = ("best", "last") if args.selection == "test-best" else ("last", "best")
     metrics = {**run.extra[head], **{f"{other}.{k}": v for k, v in run.extra[other].items()}}
-    protocol = {"dataset": inputs.data_name(data), "ap_rule": "mean of precision at the hits", "gallery_draws": {"multi": 1, "single10": 10}, "re_ranking": False}
-    path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=args.epochs, selection="best_on_test" if head == "best" else "last")
+    protocol = {
+        "dataset": inputs.data_name(data),
+        "ap_rule": "mean of precision at the hits",
+        "gallery_draws": {"multi": 1, "single10": 10},
+        "re_ranking": False,
+    }
+    path = runtime.record(
+        run,
+        metrics,
+        inputs.describe(data),
+        protocol,
+        epoch=args.epochs,
+        selection="best_on_test" if head == "best" else "last",
+    )
     runtime.say(run, f"result in {path}")
 
 

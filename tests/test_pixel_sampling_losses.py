@@ -19,8 +19,15 @@ def distance(x, y):
     return math.sqrt(sum((a - b) ** 2 for a, b in zip(x.tolist(), y.tolist())))
 
 
-@pytest.mark.parametrize("form, value", [("l2", lambda d, n: d), ("sq", lambda d, n: d * d), ("mse", lambda d, n: d * d / n),
-                                         ("sigmoid", lambda d, n: 1 / (1 + math.exp(-d * d)))])
+@pytest.mark.parametrize(
+    "form, value",
+    [
+        ("l2", lambda d, n: d),
+        ("sq", lambda d, n: d * d),
+        ("mse", lambda d, n: d * d / n),
+        ("sigmoid", lambda d, n: 1 / (1 + math.exp(-d * d))),
+    ],
+)
 def test_eq3_equals_loop_over_pairs(form, value):
     x, y = pairs()
     expected = sum(value(distance(a, b), x.shape[1]) for a, b in zip(x, y)) / len(x)
@@ -30,7 +37,10 @@ def test_eq3_equals_loop_over_pairs(form, value):
 @pytest.mark.parametrize("form", [f for f in losses.CONSISTENCY if f != "none"])
 def test_gradients_of_eq3_reach_both_sides_and_are_right(form):
     x, y = (0.3 * t.requires_grad_(True) for t in pairs(1))
-    assert torch.autograd.gradcheck(lambda a, b: losses.consistency_loss(a, b, form), (x.detach().requires_grad_(True), y.detach().requires_grad_(True)))
+    assert torch.autograd.gradcheck(
+        lambda a, b: losses.consistency_loss(a, b, form),
+        (x.detach().requires_grad_(True), y.detach().requires_grad_(True)),
+    )
     grads = torch.autograd.grad(losses.consistency_loss(x, y, form), (x, y))
     assert torch.allclose(grads[0], -grads[1])
 
@@ -80,17 +90,27 @@ def test_eq5_equals_loop_over_anchors_of_one_pool_of_images_and_copies():
 def test_eq6_is_the_plain_sum_and_branches_are_joined_as_the_network_says():
     g = torch.Generator().manual_seed(5)
     labels = torch.tensor([0, 0, 1, 1]).repeat(2)
-    output = Output([torch.randn(8, 3, generator=g) for _ in range(2)], [torch.randn(8, 5, generator=g) for _ in range(2)])
-    ids, triplets = [losses.identity_loss(x, labels) for x in output.logits], [losses.triplet_loss(x, labels) for x in output.metrics]
+    output = Output(
+        [torch.randn(8, 3, generator=g) for _ in range(2)], [torch.randn(8, 5, generator=g) for _ in range(2)]
+    )
+    ids, triplets = (
+        [losses.identity_loss(x, labels) for x in output.logits],
+        [losses.triplet_loss(x, labels) for x in output.metrics],
+    )
     loss, parts = losses.total_loss(output, labels, {"id": "mean", "triplet": "sum"}, "l2")
     first = output.metrics[0]
     expected = sum(ids) / 2 + sum(triplets) + losses.consistency_loss(first[:4], first[4:])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and set(parts) == {"id", "triplet", "consistency"}
     loss, parts = losses.total_loss(output, labels, {"id": "sum", "triplet": "mean"})
-    assert loss.item() == pytest.approx((sum(ids) + sum(triplets) / 2).item(), rel=1e-6) and set(parts) == {"id", "triplet"}
+    assert loss.item() == pytest.approx((sum(ids) + sum(triplets) / 2).item(), rel=1e-6) and set(parts) == {
+        "id",
+        "triplet",
+    }
 
 
-@pytest.mark.parametrize("epoch, rate", [(0, 3.5e-5), (9, 3.1535e-3), (10, 3.5e-3), (39, 3.5e-3), (40, 3.5e-4), (59, 3.5e-4)])
+@pytest.mark.parametrize(
+    "epoch, rate", [(0, 3.5e-5), (9, 3.1535e-3), (10, 3.5e-3), (39, 3.5e-3), (40, 3.5e-4), (59, 3.5e-4)]
+)
 def test_learning_rate_by_epoch(epoch, rate):
     assert 3.5e-3 * schedule(60)(epoch) == pytest.approx(rate, rel=1e-12)
 
@@ -98,11 +118,19 @@ def test_learning_rate_by_epoch(epoch, rate):
 def test_best_on_test_is_chosen_for_each_query_set_apart():
     best = {}
     for epoch, (cross, same) in enumerate([(0.2, 0.9), (0.5, 0.7), (0.4, 0.8)], 1):
-        best = keep_best(best, {f"{n}.{k}": v for n, v in (("cross", cross), ("same", same)) for k in ("rank1", "mAP")}, epoch)
+        best = keep_best(
+            best, {f"{n}.{k}": v for n, v in (("cross", cross), ("same", same)) for k in ("rank1", "mAP")}, epoch
+        )
     assert (best["cross.rank1"], best["cross.epoch"], best["same.rank1"], best["same.epoch"]) == (0.5, 2, 0.9, 1)
 
 
-@pytest.mark.parametrize("x, y, form, message", [(torch.zeros(2, 3), torch.zeros(3, 3), "l2", "two equal"), (torch.zeros(2, 3), torch.zeros(2, 3), "l1", "none of")])
+@pytest.mark.parametrize(
+    "x, y, form, message",
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 3), "l2", "two equal"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "l1", "none of"),
+    ],
+)
 def test_wrong_arguments_are_named(x, y, form, message):
     with pytest.raises(ValueError, match=message):
         losses.consistency_loss(x, y, form)

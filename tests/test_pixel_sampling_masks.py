@@ -13,10 +13,48 @@ from pixel_sampling import head, masks
 from pixel_sampling.masks import LUT, open_masks, palette, read_parts, write_labels
 from pixel_sampling.sampling import sample_pixels
 
-COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128), (64, 0, 0),
-                    (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0)])
-NAMES = {"background": 0, "hat": 1, "hair": 1, "sunglasses": 1, "upper-clothes": 2, "skirt": 3, "pants": 3, "dress": 2, "belt": 3, "left-shoe": 5,
-         "right-shoe": 5, "face": 1, "left-leg": 5, "right-leg": 5, "left-arm": 4, "right-arm": 4, "bag": 4, "scarf": 2}
+COLOURS = np.array(
+    [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+        (128, 0, 128),
+        (0, 128, 128),
+        (128, 128, 128),
+        (64, 0, 0),
+        (192, 0, 0),
+        (64, 128, 0),
+        (192, 128, 0),
+        (64, 0, 128),
+        (192, 0, 128),
+        (64, 128, 128),
+        (192, 128, 128),
+        (0, 64, 0),
+        (128, 64, 0),
+    ]
+)
+NAMES = {
+    "background": 0,
+    "hat": 1,
+    "hair": 1,
+    "sunglasses": 1,
+    "upper-clothes": 2,
+    "skirt": 3,
+    "pants": 3,
+    "dress": 2,
+    "belt": 3,
+    "left-shoe": 5,
+    "right-shoe": 5,
+    "face": 1,
+    "left-leg": 5,
+    "right-leg": 5,
+    "left-arm": 4,
+    "right-arm": 4,
+    "bag": 4,
+    "scarf": 2,
+}
 
 
 def test_palette_is_pascal_vocs():
@@ -24,16 +62,22 @@ def test_palette_is_pascal_vocs():
 
 
 def test_lut_follows_the_authors_answer_label_by_label():
-    assert [NAMES[name] for name in masks.ATR_LABELS] == LUT.tolist() == [0, 1, 1, 1, 2, 3, 3, 2, 3, 5, 5, 1, 5, 5, 4, 4, 4, 2]
+    assert (
+        [NAMES[name] for name in masks.ATR_LABELS]
+        == LUT.tolist()
+        == [0, 1, 1, 1, 2, 3, 3, 2, 3, 5, 5, 1, 5, 5, 4, 4, 4, 2]
+    )
 
 
 def coded(folder, number=3, size=(90, 50), labels=6, mask_format="part6", seed=0):
     """Images whose colour encodes their label (label * 40 + 20 in every channel) with masks, in blocks."""
     rng, samples = np.random.default_rng(seed), []
     for i in range(number):
-        blocks = rng.integers(0, labels, (9, 5)).repeat(10, 0).repeat(10, 1).astype(np.uint8)[:size[0], :size[1]]
+        blocks = rng.integers(0, labels, (9, 5)).repeat(10, 0).repeat(10, 1).astype(np.uint8)[: size[0], : size[1]]
         image, mask = folder / f"{i}.png", folder / "mask" / f"{i}.png"
-        Image.fromarray(np.repeat((LUT[blocks] if labels == 18 else blocks)[..., None] * 40 + 20, 3, 2).astype(np.uint8)).save(image)
+        Image.fromarray(
+            np.repeat((LUT[blocks] if labels == 18 else blocks)[..., None] * 40 + 20, 3, 2).astype(np.uint8)
+        ).save(image)
         write_labels(mask, blocks)
         samples.append(Sample(str(image), i, 0, mask=str(mask)))
     return samples
@@ -42,7 +86,9 @@ def coded(folder, number=3, size=(90, 50), labels=6, mask_format="part6", seed=0
 @pytest.mark.parametrize("interpolated", [False, True])
 def test_a_colour_coded_mask_stays_aligned_through_resize_flip_pad_and_crop(tmp_path, interpolated):
     samples = coded(tmp_path, 4)
-    store = images.open_images([s.path for s in samples], 64, 32, interpolation="bilinear" if interpolated else "nearest")
+    store = images.open_images(
+        [s.path for s in samples], 64, 32, interpolation="bilinear" if interpolated else "nearest"
+    )
     maps = open_masks(samples, 64, 32, "part6").gather(np.arange(4))
     pixels = store.gather(np.arange(4))
     for seed in range(5):
@@ -54,7 +100,10 @@ def test_a_colour_coded_mask_stays_aligned_through_resize_flip_pad_and_crop(tmp_
         off = ((decoded - parts).abs() > 0.02) & ~black
         # bilinear resizing mixes colours along the borders of blocks, nearest does not
         assert off.float().mean() < (0.35 if interpolated else 0.0) + 1e-9
-        inner = torch.nn.functional.max_pool2d(parts[:, None].float(), 3, 1, 1)[:, 0] == -torch.nn.functional.max_pool2d(-parts[:, None].float(), 3, 1, 1)[:, 0]
+        inner = (
+            torch.nn.functional.max_pool2d(parts[:, None].float(), 3, 1, 1)[:, 0]
+            == -torch.nn.functional.max_pool2d(-parts[:, None].float(), 3, 1, 1)[:, 0]
+        )
         assert not (off & inner & ~black).any() or not interpolated
         assert (off & inner & ~black).float().mean() == 0
 
@@ -109,14 +158,18 @@ def test_an_image_without_a_mask_is_unchanged_by_sampling(tmp_path):
 def test_what_is_wrong_with_a_mask_is_named(tmp_path):
     samples = coded(tmp_path, 1)
     good = samples[0]
+
     def error(mask_format="part6", kind=ValueError, **change):
         with pytest.raises(kind) as caught:
             open_masks([good._replace(**change)], 30, 20, mask_format, cache_dir=tmp_path / "cache")
         return str(caught.value)
+
     write_labels(tmp_path / "small.png", np.zeros((9, 5), np.uint8))
     assert "is 5x9 but its image is 50x90" in error(mask=str(tmp_path / "small.png"))
     write_labels(tmp_path / "seven.png", np.full((90, 50), 7, np.uint8))
-    assert "label 7, but part6 has labels 0..5; these look like ATR labels: use --mask-format atr18" in error(mask=str(tmp_path / "seven.png"))
+    assert "label 7, but part6 has labels 0..5; these look like ATR labels: use --mask-format atr18" in error(
+        mask=str(tmp_path / "seven.png")
+    )
     write_labels(tmp_path / "lip.png", np.full((90, 50), 19, np.uint8))
     assert "label 19, but atr18 has labels 0..17" in error("atr18", mask=str(tmp_path / "lip.png"))
     Image.new("RGB", (50, 90)).save(tmp_path / "rgb.png")
@@ -140,10 +193,15 @@ def test_head_boxes_equal_the_loop_with_margin_and_clipping():
     parts = torch.zeros(12, 256, 128, dtype=torch.uint8)
     for i in range(12):
         top, left = int(torch.randint(0, 200, (1,), generator=g)), int(torch.randint(0, 90, (1,), generator=g))
-        parts[i, top:top + 5 + 4 * i, left:left + 3 + 2 * i] = 1
+        parts[i, top : top + 5 + 4 * i, left : left + 3 + 2 * i] = 1
     for box, one in zip(head.head_boxes(parts).tolist(), parts.numpy()):
         rows, columns = np.nonzero(one == 1)
-        assert box == [max(rows.min() - 10, 0), min(rows.max() + 10, 256), max(columns.min() - 10, 0), min(columns.max() + 10, 128)]
+        assert box == [
+            max(rows.min() - 10, 0),
+            min(rows.max() + 10, 256),
+            max(columns.min() - 10, 0),
+            min(columns.max() + 10, 128),
+        ]
 
 
 def test_fewer_than_five_head_pixels_fall_back_to_the_fixed_box():
@@ -157,11 +215,13 @@ def test_head_crop_equals_cut_and_bilinear_resize():
     g = torch.Generator().manual_seed(1)
     x, parts = torch.rand(5, 3, 256, 128, generator=g), torch.zeros(5, 256, 128, dtype=torch.uint8)
     for i in range(5):
-        parts[i, 10 * i:10 * i + 20 + i, 40:60 + 3 * i] = 1
+        parts[i, 10 * i : 10 * i + 20 + i, 40 : 60 + 3 * i] = 1
     got = head.crop_heads(x, parts)
     for i, (top, bottom, left, right) in enumerate(head.head_boxes(parts).tolist()):
-        expected = torch.nn.functional.interpolate(x[i:i + 1, :, top:bottom, left:right], (128, 128), mode="bilinear", align_corners=False)
-        assert torch.allclose(got[i:i + 1], expected, atol=2e-4)
+        expected = torch.nn.functional.interpolate(
+            x[i : i + 1, :, top:bottom, left:right], (128, 128), mode="bilinear", align_corners=False
+        )
+        assert torch.allclose(got[i : i + 1], expected, atol=2e-4)
 
 
 def test_network_inputs_of_the_head_rows():

@@ -24,8 +24,14 @@ def networks():
 
 
 # branches of logits and of triplet features with their sizes, and the test feature, for a 512-channel backbone
-SHAPES = {"bot": (1, [512], 512), "pcb": (6, [6 * 512], 6 * 512), "mgn": (8, [256] * 3, 8 * 256), "hpm": (15, [256] * 15, 15 * 256),
-          "head": (1, [512], 512), "head_body": (2, [1024], 1024)}
+SHAPES = {
+    "bot": (1, [512], 512),
+    "pcb": (6, [6 * 512], 6 * 512),
+    "mgn": (8, [256] * 3, 8 * 256),
+    "hpm": (15, [256] * 15, 15 * 256),
+    "head": (1, [512], 512),
+    "head_body": (2, [1024], 1024),
+}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -70,7 +76,13 @@ def test_pcb_parts_of_its_feature_have_unit_length_and_share_one_reduction(netwo
     network.eval()
     parts = network(images("pcb")).unflatten(1, (6, 512))
     assert torch.allclose(parts.norm(dim=2), torch.ones(4, 6), atol=1e-5)
-    assert sum(isinstance(m, nn.Conv2d) and m.out_channels == 256 and m.kernel_size == (1, 1) and m.in_channels == 512 for m in network.reduce) == 1
+    assert (
+        sum(
+            isinstance(m, nn.Conv2d) and m.out_channels == 256 and m.kernel_size == (1, 1) and m.in_channels == 512
+            for m in network.reduce
+        )
+        == 1
+    )
     assert all(layer.bias is not None for layer in network.classifiers)
 
 
@@ -88,13 +100,16 @@ def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_st
     for branch in network.branches[1:]:
         assert all(torch.equal(a, b) for a, b in zip(network.branches[0].parameters(), branch.parameters()))
     first = network.reductions[0]
-    assert all(torch.equal(first[0].weight, other[0].weight) and other[0].weight is not first[0].weight for other in network.reductions[1:])
+    assert all(
+        torch.equal(first[0].weight, other[0].weight) and other[0].weight is not first[0].weight
+        for other in network.reductions[1:]
+    )
 
 
 def test_hpm_takes_the_maximum_of_1_2_4_and_8_stripes(networks):
     x = torch.randn(2, 512, 16, 8)
     got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, nn.functional.adaptive_max_pool2d)]
-    expected = [x[:, :, i * 16 // n:(i + 1) * 16 // n].amax((2, 3)) for n in (1, 2, 4, 8) for i in range(n)]
+    expected = [x[:, :, i * 16 // n : (i + 1) * 16 // n].amax((2, 3)) for n in (1, 2, 4, 8) for i in range(n)]
     assert len(got) == 15 and all(torch.equal(a, b) for a, b in zip(got, expected))
     assert networks["hpm"].reduction == {"id": "sum", "triplet": "sum"}
 
@@ -112,7 +127,9 @@ def test_head_body_is_two_unshared_networks_with_one_unit_feature(networks):
 def test_imagenet_weights_reach_every_part_of_the_trunk(arch, tmp_path):
     torch.manual_seed(1)
     resnet = models.resnet18()
-    torch.save({k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth")  # as old torchvision wrote
+    torch.save(
+        {k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth"
+    )  # as old torchvision wrote
     network = build(arch, CLASSES, "resnet18", str(tmp_path / "old.pth"))
     own = {tuple(p.shape): [] for p in resnet.parameters()}
     for p in network.parameters():
@@ -125,19 +142,34 @@ def test_imagenet_weights_reach_every_part_of_the_trunk(arch, tmp_path):
 def test_weights_of_ours_and_of_the_authors_load_and_other_classes_start_anew(tmp_path):
     network = build("bot", 5, "resnet18")
     ours = network.state_dict()
-    theirs = {"module." + k.replace("backbone.", "base.", 1).replace("neck.", "bottleneck."): v for k, v in ours.items()}
-    for name, state in (("ours", ours), ("theirs", theirs), ("plain", {k.replace("base.", ""): v for k, v in theirs.items()})):
+    theirs = {
+        "module." + k.replace("backbone.", "base.", 1).replace("neck.", "bottleneck."): v for k, v in ours.items()
+    }
+    for name, state in (
+        ("ours", ours),
+        ("theirs", theirs),
+        ("plain", {k.replace("base.", ""): v for k, v in theirs.items()}),
+    ):
         torch.save({"state_dict": state, "epoch": 3}, tmp_path / name)
         for classes in (5, 9):
             loaded = build("bot", classes, "resnet18", str(tmp_path / name))
-            assert torch.equal(loaded.neck.weight, network.neck.weight) and torch.equal(loaded.backbone.conv1.weight, network.backbone.conv1.weight)
-            assert torch.equal(loaded.classifier.weight, network.classifier.weight) if classes == 5 else loaded.classifier.out_features == 9
+            assert torch.equal(loaded.neck.weight, network.neck.weight) and torch.equal(
+                loaded.backbone.conv1.weight, network.backbone.conv1.weight
+            )
+            assert (
+                torch.equal(loaded.classifier.weight, network.classifier.weight)
+                if classes == 5
+                else loaded.classifier.out_features == 9
+            )
 
 
 def test_wrong_checkpoints_are_named(tmp_path):
-    for name, content, message in (("text", None, "not a readable"), ("list", [1, 2], "holds no state_dict"),
-                                   ("other", {"state_dict": {"conv1.weight": torch.zeros(1)}}, "does not fit"),
-                                   ("deep", models.resnet34().state_dict(), "unexpected")):
+    for name, content, message in (
+        ("text", None, "not a readable"),
+        ("list", [1, 2], "holds no state_dict"),
+        ("other", {"state_dict": {"conv1.weight": torch.zeros(1)}}, "does not fit"),
+        ("deep", models.resnet34().state_dict(), "unexpected"),
+    ):
         path = tmp_path / name
         path.write_text("not a checkpoint") if content is None else torch.save(content, path)
         with pytest.raises(ValueError, match=message):

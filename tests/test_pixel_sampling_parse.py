@@ -32,12 +32,32 @@ def official(net, **changes):
 def test_names_counts_and_shapes_are_the_official_checkpoints(net):
     keys = schp.expected_keys(net)
     groups = collections.Counter("stem" if k[:4] in ("conv", "bn1.", "bn2.", "bn3.") else k.split(".")[0] for k in keys)
-    assert groups == {"stem": 15, "layer1": 50, "layer2": 65, "layer3": 350, "layer4": 50, "context_encoding": 25, "decoder": 22, "edge": 19, "fushion": 7}
+    assert groups == {
+        "stem": 15,
+        "layer1": 50,
+        "layer2": 65,
+        "layer3": 350,
+        "layer4": 50,
+        "context_encoding": 25,
+        "decoder": 22,
+        "edge": 19,
+        "fushion": 7,
+    }
     assert len(keys) == 603 and round(sum(p.numel() for p in net.parameters()) / 1e6, 1) == 66.7
-    shapes = {"conv1.weight": (64, 3, 3, 3), "layer4.0.conv2.weight": (512, 512, 3, 3), "context_encoding.bottleneck.0.weight": (512, 4096, 3, 3),
-              "decoder.conv3.0.weight": (256, 304, 1, 1), "decoder.conv4.weight": (18, 256, 1, 1), "edge.conv5.weight": (2, 6, 1, 1),
-              "fushion.3.weight": (18, 256, 1, 1), "context_encoding.stages.3.2.running_var": (512,), "layer1.0.downsample.1.bias": (256,),
-              "edge.conv4.weight": (2, 256, 3, 3), "decoder.conv3.3.weight": (256,), "fushion.1.running_mean": (256,)}
+    shapes = {
+        "conv1.weight": (64, 3, 3, 3),
+        "layer4.0.conv2.weight": (512, 512, 3, 3),
+        "context_encoding.bottleneck.0.weight": (512, 4096, 3, 3),
+        "decoder.conv3.0.weight": (256, 304, 1, 1),
+        "decoder.conv4.weight": (18, 256, 1, 1),
+        "edge.conv5.weight": (2, 6, 1, 1),
+        "fushion.3.weight": (18, 256, 1, 1),
+        "context_encoding.stages.3.2.running_var": (512,),
+        "layer1.0.downsample.1.bias": (256,),
+        "edge.conv4.weight": (2, 256, 3, 3),
+        "decoder.conv3.3.weight": (256,),
+        "fushion.1.running_mean": (256,),
+    }
     assert {k: tuple(keys[k].shape) for k in shapes} == shapes
 
 
@@ -45,7 +65,11 @@ def test_outputs_are_a_quarter_of_the_input(net):
     with torch.no_grad():
         out = net(torch.randn(2, 3, 64, 64))
     assert [tuple(x.shape) for x in out] == [(2, 18, 16, 16), (2, 18, 16, 16), (2, 2, 16, 16)]
-    assert net.layer4[0].conv2.dilation == (2, 2) and net.layer4[0].conv2.stride == (1, 1) and net.layer2[0].conv2.stride == (2, 2)
+    assert (
+        net.layer4[0].conv2.dilation == (2, 2)
+        and net.layer4[0].conv2.stride == (1, 1)
+        and net.layer2[0].conv2.stride == (2, 2)
+    )
 
 
 def test_folded_batch_norm_equals_in_place_abn_with_negative_weights():
@@ -81,10 +105,13 @@ def test_wrong_checkpoints_are_refused_by_name(net, tmp_path):
         def __reduce__(self):
             return (print, ("this must not run",))
 
-    cases = {"cut.pth": ("cannot|not a checkpoint", b"PK\x03\x04 cut"), "code.pth": ("without running its code", {"state_dict": {}, "x": Code()}),
-             "bare.pth": ("no `state_dict`", {"conv1.weight": torch.zeros(1)}),
-             "lip.pth": ("20 labels, ATR has 18", official(net, **{"fushion.3.weight": torch.zeros(20, 256, 1, 1)})),
-             "missing.pth": ("1 missing: conv1.weight", official(net, **{"conv1.weight": None}))}
+    cases = {
+        "cut.pth": ("cannot|not a checkpoint", b"PK\x03\x04 cut"),
+        "code.pth": ("without running its code", {"state_dict": {}, "x": Code()}),
+        "bare.pth": ("no `state_dict`", {"conv1.weight": torch.zeros(1)}),
+        "lip.pth": ("20 labels, ATR has 18", official(net, **{"fushion.3.weight": torch.zeros(20, 256, 1, 1)})),
+        "missing.pth": ("1 missing: conv1.weight", official(net, **{"conv1.weight": None})),
+    }
     for name, (message, content) in cases.items():
         (tmp_path / name).write_bytes(content) if isinstance(content, bytes) else torch.save(content, tmp_path / name)
         with pytest.raises(ValueError, match=message):
@@ -131,19 +158,40 @@ def test_parse_tool_runs_on_odd_sizes_resumes_and_names_broken_images(tmp_path):
     for name, size in sizes.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / "in" / name)
-    command = ["-m", "pixel_sampling.parse", "--root", tmp_path / "in", "--ckpt", "none", "--out", tmp_path / "out", "--size", "64", "--overlays", "4"]
+    command = [
+        "-m",
+        "pixel_sampling.parse",
+        "--root",
+        tmp_path / "in",
+        "--ckpt",
+        "none",
+        "--out",
+        tmp_path / "out",
+        "--size",
+        "64",
+        "--overlays",
+        "4",
+    ]
     done = script(*command)
     assert done.returncode == 0, done.stderr
     for name, size in sizes.items():
         mask = Image.open((tmp_path / "out" / name).with_suffix(".png"))
         assert mask.mode == "P" and mask.size == size and np.array(mask).max() < 6
         assert mask.getpalette()[:18] == palette(6).ravel().tolist()
-    assert "3 images" in done.stdout and "per cent of pixels" in done.stdout and (tmp_path / "out" / "overlays.png").is_file()
+    assert (
+        "3 images" in done.stdout
+        and "per cent of pixels" in done.stdout
+        and (tmp_path / "out" / "overlays.png").is_file()
+    )
     kept = (tmp_path / "out" / "a.png").stat().st_mtime_ns
     (tmp_path / "out" / "deep" / "b.png").unlink()
     (tmp_path / "in" / "cut.jpg").write_bytes((tmp_path / "in" / "a.jpg").read_bytes()[:200])
     again = script(*command)
-    assert again.returncode == 1 and "cut.jpg: cannot be decoded" in again.stderr and "error: 1 of 2 images" in again.stderr
+    assert (
+        again.returncode == 1
+        and "cut.jpg: cannot be decoded" in again.stderr
+        and "error: 1 of 2 images" in again.stderr
+    )
     assert "4 images" in again.stdout and "2 have a mask" in again.stdout
     assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == kept and (tmp_path / "out" / "deep" / "b.png").is_file()
 
@@ -154,8 +202,14 @@ def test_parse_keeps_18_labels_if_asked_and_part6_is_their_lut(net):
     assert labels.shape == (40, 21) and labels.dtype == np.uint8 and LUT[labels].max() < 6
 
 
-@pytest.mark.parametrize("make, message", [(lambda p: None, "no folder"), (lambda p: p.mkdir(), "say with --out"),
-                                           (lambda p: (p / "prcc/rgb").mkdir(parents=True), "holds no image")])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: None, "no folder"),
+        (lambda p: p.mkdir(), "say with --out"),
+        (lambda p: (p / "prcc/rgb").mkdir(parents=True), "holds no image"),
+    ],
+)
 def test_parse_tool_explains_what_is_missing(tmp_path, make, message, capsys):
     make(tmp_path / "x")
     assert parse.main(["--root", str(tmp_path / "x"), "--ckpt", "none"]) == 1

@@ -31,10 +31,18 @@ def naive(images, parts, generator, classes=(2, 3), flat=False):
     for part in classes:
         bank = []
         order = torch.randperm(batch, generator=generator).tolist()
+
         def places(i):
             if flat:
-                return [(c, y, x) for c in range(channels) for y in range(height) for x in range(width) if parts[i, y, x] == part]
+                return [
+                    (c, y, x)
+                    for c in range(channels)
+                    for y in range(height)
+                    for x in range(width)
+                    if parts[i, y, x] == part
+                ]
             return [(slice(None), y, x) for y in range(height) for x in range(width) if parts[i, y, x] == part]
+
         for i in order:
             bank += [images[(i, *place)].copy() for place in places(i)]
         bank = iter(bank)
@@ -111,9 +119,11 @@ def test_class_absent_from_the_batch_is_a_no_op(mode, form):
 def test_it_commutes_with_normalisation_per_channel_and_flat_does_not(mode, form):
     images, parts = batch(5)
     mean, std = torch.tensor([1.0, 2.0, 3.0])[:, None, None], torch.tensor([2.0, 4.0, 8.0])[:, None, None]
+
     def apart(mode):
         first = sample_pixels((images - mean) / std, parts, draws(), mode=mode, form=form)
         return (first - (sample_pixels(images, parts, draws(), mode=mode, form=form) - mean) / std).abs().max()
+
     assert apart(mode) == 0
     assert apart("flat") > 0
 
@@ -135,7 +145,9 @@ def test_upper_and_pants_are_shuffled_apart_and_from_the_unchanged_images():
     g = draws(9)
     upper = sample_pixels(images, parts, g, classes=(2,))
     pants = sample_pixels(images, parts, g, classes=(3,))
-    assert torch.equal(both, torch.where((parts == 2)[:, None], upper, torch.where((parts == 3)[:, None], pants, images)))
+    assert torch.equal(
+        both, torch.where((parts == 2)[:, None], upper, torch.where((parts == 3)[:, None], pants, images))
+    )
 
 
 def test_same_generator_state_gives_the_same_images_and_leaves_the_input_alone():
@@ -159,16 +171,25 @@ def test_about_two_donors_fill_a_garment():
     g = torch.Generator().manual_seed(0)
     parts = torch.zeros(32, 32, 16, dtype=torch.uint8)
     for i in range(32):
-        top, height, width = (int(torch.randint(low, high, (1,), generator=g)) for low, high in ((4, 8), (10, 18), (6, 12)))
-        parts[i, top:top + height, :width] = 2
+        top, height, width = (
+            int(torch.randint(low, high, (1,), generator=g)) for low, high in ((4, 8), (10, 18), (6, 12))
+        )
+        parts[i, top : top + height, :width] = 2
     images = torch.arange(32.0)[:, None, None, None].expand(32, 3, 32, 16)
     got = sample_pixels(images, parts, draws(), classes=(2,))
     donors = [len(got[i, 0][parts[i] == 2].unique()) for i in range(32)]
     assert 1.5 < np.mean(donors) < 2.6
 
 
-@pytest.mark.parametrize("shape, mode, form, message", [((5, 12, 8), "vector", None, "need parts"), ((6, 8, 12), "vector", None, "need parts"),
-                                                        ((6, 12, 8), "hue", None, "known are"), ((6, 12, 8), "flat", "loop", "known are")])
+@pytest.mark.parametrize(
+    "shape, mode, form, message",
+    [
+        ((5, 12, 8), "vector", None, "need parts"),
+        ((6, 8, 12), "vector", None, "need parts"),
+        ((6, 12, 8), "hue", None, "known are"),
+        ((6, 12, 8), "flat", "loop", "known are"),
+    ],
+)
 def test_wrong_arguments_are_named(shape, mode, form, message):
     with pytest.raises(ValueError, match=message):
         sample_pixels(batch()[0], torch.zeros(shape, dtype=torch.uint8), draws(), mode=mode, form=form)

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from common import distances, evaluation
-from common.datasets.base import Dataset, Sample, assemble, find_root, image_files, refuse
+from common.datasets.base import (
+    Dataset,
+    Sample,
+    assemble,
+    find_root,
+    image_files,
+    refuse,
+)
 
 TREES = ("prcc", "PRCC")
 LAYOUT = ("rgb/train", "rgb/test")
@@ -42,8 +49,11 @@ def load(data_dir: str | Path, mask_format: str | None = None, strict_counts: bo
     folder = mask_folder(root, mask_format) if mask_format else None
     train, test = scan_train(root, folder, mask_format), scan_test(root, folder, mask_format)
     check_validation(root, {s.pid for s in train})
-    splits = {"train": train, "query": [s for s in test if s.camid != GALLERY],
-              "gallery": [s for s in test if s.camid == GALLERY]}
+    splits = {
+        "train": train,
+        "query": [s for s in test if s.camid != GALLERY],
+        "gallery": [s for s in test if s.camid == GALLERY],
+    }
     data = assemble("prcc", root, splits, PUBLISHED)
     if strict_counts and (messages := data.check()):
         raise ValueError(f"prcc under {root}: {'; '.join(messages)}")
@@ -58,8 +68,10 @@ def mask_folder(root: Path, mask_format: str) -> Path:
     for folder in tried:
         if folder.is_dir():
             return folder.resolve() if ".." in folder.parts else folder
-    raise FileNotFoundError(f"prcc: no {' or '.join(map(str, tried))} with {mask_format} masks; make them with "
-                            f"python -m pixel_sampling.parse (README, Masks)")
+    raise FileNotFoundError(
+        f"prcc: no {' or '.join(map(str, tried))} with {mask_format} masks; make them with "
+        f"python -m pixel_sampling.parse (README, Masks)"
+    )
 
 
 def mask_path(folder: Path, relative: Path, mask_format: str) -> Path:
@@ -69,8 +81,9 @@ def mask_path(folder: Path, relative: Path, mask_format: str) -> Path:
 
 def sample(root: Path, folder: Path | None, mask_format: str | None, file: Path, pid: int, camid: int) -> Sample:
     mask = mask_path(folder, file.relative_to(root / "rgb"), mask_format) if folder else None
-    return Sample(str(file), pid, camid, clothes=int(camid == CROSS),
-                  mask=str(mask) if mask and mask.is_file() else None)
+    return Sample(
+        str(file), pid, camid, clothes=int(camid == CROSS), mask=str(mask) if mask and mask.is_file() else None
+    )
 
 
 def person_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -93,8 +106,12 @@ def scan_test(root: Path, folder: Path | None, mask_format: str | None) -> list[
     missing = [camera for camera in CAMERAS if not (root / "rgb/test" / camera).is_dir()]
     if missing:
         raise FileNotFoundError(f"prcc: {root / 'rgb/test'} holds no folder {', '.join(missing)}; {SOURCE}")
-    return [sample(root, folder, mask_format, file, pid, camid) for camid, camera in enumerate(CAMERAS)
-            for pid, person in person_folders(root / "rgb/test" / camera) for file in image_files(person)]
+    return [
+        sample(root, folder, mask_format, file, pid, camid)
+        for camid, camera in enumerate(CAMERAS)
+        for pid, person in person_folders(root / "rgb/test" / camera)
+        for file in image_files(person)
+    ]
 
 
 def check_validation(root: Path, train_pids: set[int]) -> None:
@@ -102,8 +119,11 @@ def check_validation(root: Path, train_pids: set[int]) -> None:
     if (root / "rgb/val").is_dir():
         others = {pid for pid, _ in person_folders(root / "rgb/val")} ^ train_pids
         if others:
-            warnings.warn(f"prcc: rgb/val and rgb/train under {root} differ in {len(others)} people; rgb/val is not "
-                          f"used, but the tree is not the published one", stacklevel=3)
+            warnings.warn(
+                f"prcc: rgb/val and rgb/train under {root} differ in {len(others)} people; rgb/val is not "
+                f"used, but the tree is not the published one",
+                stacklevel=3,
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ protocols

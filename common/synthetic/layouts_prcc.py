@@ -30,19 +30,23 @@ class Count(NamedTuple):
     test: tuple[int, int, int]
 
 
-COUNTS = {"small": Count(40, 30, (200, 200, 200), (40, 40, 40), (150, 150, 150)),
-          "full": Count(150, 71, (5952, 5317, 6627), (1664, 1487, 1851), (3384, 3873, 3543))}
+COUNTS = {
+    "small": Count(40, 30, (200, 200, 200), (40, 40, 40), (150, 150, 150)),
+    "full": Count(150, 71, (5952, 5317, 6627), (1664, 1487, 1851), (3384, 3873, 3543)),
+}
 
 
 def plan(size: str, seed: int) -> tuple[list[Item], dict[str, str]]:
     """All images of rgb/train, rgb/val (more frames of the training people) and rgb/test, ascending by path."""
     count, rng = COUNTS[size], generator(seed, CODE, 0)
     order = rng.permutation(count.train_ids + count.test_ids) + 1
-    train_pids, test_pids = np.sort(order[:count.train_ids]), np.sort(order[count.train_ids:])
+    train_pids, test_pids = np.sort(order[: count.train_ids]), np.sort(order[count.train_ids :])
     items = []
     for camid, camera in enumerate(CAMERAS):
+
         def numbers(total: int, ids: int) -> np.ndarray:
             return spread(rng, total, ids, 1, max(2, 3 * total // ids))
+
         train, val = numbers(count.train[camid], len(train_pids)), numbers(count.val[camid], len(train_pids))
         for pid, kept, more in zip(train_pids, train, val):
             held_out = set(rng.choice(kept + more, more, replace=False).tolist())
