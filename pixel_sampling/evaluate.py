@@ -14,8 +14,10 @@ def evaluate(run, network, data, store, flip: bool) -> dict:
 
 
 def protocol_metrics(data, feats, queries=tuple(QUERIES)) -> dict:
-    """Metrics of features (Q + G, D) in the order data.query + data.gallery, fractions: cross.rank1, same.mAP ... of the
-    protocol `multi`, cross.single10.rank1, cross.single10.mrr ... of `single10`. A set without queries is left out.
+    """Metrics of features (Q + G, D) in the order data.query + data.gallery, as fractions.
+
+    cross.rank1, same.mAP ... belong to the protocol `multi`, cross.single10.rank1, cross.single10.mrr ... to
+    `single10`. A set without queries is left out.
     """
     q, gallery, found = len(data.query), [s.pid for s in data.gallery], {}
     for name in queries:
@@ -35,12 +37,12 @@ def protocol_metrics(data, feats, queries=tuple(QUERIES)) -> dict:
     return found
 
 
-def show(run, name, m):
-    runtime.say(
-        run,
-        f"{name:<18} multi: cross rank-1 {100 * m['cross.rank1']:5.1f} mAP {100 * m['cross.mAP']:5.1f}   same rank-1 {100 * m['same.rank1']:5.1f} mAP {100 * m['same.mAP']:5.1f}"
-        f"   single10: cross rank-1 {100 * m['cross.single10.rank1']:5.1f}   same rank-1 {100 * m['same.single10.rank1']:5.1f}",
-    )
+def show(run, name, metrics):
+    """Print rank-1 and mAP of both query sets."""
+    found = {key: f"{100 * value:5.1f}" for key, value in metrics.items()}
+    for query in QUERIES:
+        multi = f"rank-1 {found[f'{query}.rank1']}  mAP {found[f'{query}.mAP']}"
+        runtime.say(run, f"{name:<16} {query:<6} multi {multi}   single10 rank-1 {found[f'{query}.single10.rank1']}")
 
 
 def keep_best(best: dict, metrics: dict, epoch: int) -> dict:

@@ -81,7 +81,8 @@ def complete(args: Namespace) -> Namespace:
     """Check what must fit together. Raises: ValueError."""
     if args.consistency != "none" and (args.ps_mode == "off" or args.arch != "bot"):
         raise ValueError(
-            "--consistency compares images with their changed copies: it needs --ps-mode vector, flat or random and --arch bot; else --consistency none"
+            "--consistency compares images with their changed copies: it needs --arch bot and a --ps-mode but off; "
+            "else add --consistency none"
         )
     if args.arch in ("head", "head_body") and args.ps_mode != "off":
         raise ValueError(f"--arch {args.arch} is trained without pixel sampling: add --ps-mode off --consistency none")
@@ -91,7 +92,8 @@ def complete(args: Namespace) -> Namespace:
     if rest or ids < 2 or args.num_instances < 2:
         near = max(2, ids) * args.num_instances
         raise ValueError(
-            f"--batch-size {args.batch_size} is not at least 2 identities x --num-instances {args.num_instances} (at least 2); nearest: {near}"
+            f"--batch-size {args.batch_size} is not at least twice, and a multiple of, --num-instances "
+            f"{args.num_instances} (at least 2); nearest: {near}"
         )
     if args.epochs < 1 or args.eval_period < 1 or (args.iters is not None and args.iters < 1):
         raise ValueError("--epochs, --iters and --eval-period must be at least 1")

@@ -46,7 +46,7 @@ def crop_heads(images: Tensor, parts: Tensor) -> Tensor:
 
 
 def network_input(arch: str, images: Tensor, parts: Tensor | None) -> Tensor:
-    """What the network of `arch` takes: the images, their heads (B, 3, W, W), or images above heads (B, 3, H + W, W)."""
+    """What the network takes: the images, their heads (B, 3, W, W), or images above heads (B, 3, H + W, W)."""
     if arch not in ("head", "head_body"):
         return images
     heads = crop_heads(images, parts)

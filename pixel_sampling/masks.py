@@ -82,8 +82,8 @@ def read_parts(path: str, mask_format: str, image: str | None = None) -> np.ndar
             size = file.size
         if size != labels.shape[::-1]:
             raise ValueError(
-                f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; {mask_format} masks "
-                "have the size of their image: do not resize them, or write them again with python -m pixel_sampling.parse"
+                f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; "
+                f"{mask_format} masks have the size of their image: write them again with python -m pixel_sampling.parse"
             )
     known = LABELS[mask_format]
     if labels.max(initial=0) >= known:
@@ -97,7 +97,7 @@ def read_parts(path: str, mask_format: str, image: str | None = None) -> np.ndar
 
 
 def read_scores(path: str, height: int, width: int) -> np.ndarray:
-    """The six-part map (height, width) uint8 of an npy6 mask: bilinear resize of the scores with aligned corners, argmax."""
+    """The six-part map (height, width) uint8 of an npy6 mask: scores resized with aligned corners, then argmax."""
     try:
         scores = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -111,7 +111,7 @@ def read_scores(path: str, height: int, width: int) -> np.ndarray:
 
 
 def decode(path: str | None, image: str, mask_format: str, height: int, width: int) -> np.ndarray:
-    """One mask at network size, (height, width) uint8 in 0..5; nearest neighbour for labels; zeros for a missing one."""
+    """One mask at network size, (height, width) uint8 in 0..5, by nearest neighbour; zeros for a missing one."""
     if path is None:
         return np.zeros((height, width), np.uint8)
     if mask_format == "npy6":
@@ -147,10 +147,11 @@ class MaskStore:
         """Share of pixels of each part, and of images without upper clothes or pants, over at most `most` images."""
         maps = self.gather(np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)).cpu().flatten(1)
         shares = torch.stack([(maps == part).float().mean(1) for part in range(6)], 1)  # (n, 6)
+        without = 100 * (shares == 0).float().mean(0)
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares.mean(0).tolist()))
         return (
-            f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; per cent of pixels: {parts}; "
-            f"{100 * (shares[:, 2] == 0).float().mean():.1f} % of images without upper clothes, {100 * (shares[:, 3] == 0).float().mean():.1f} % without pants"
+            f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; "
+            f"per cent of pixels: {parts}; per cent of images without upper clothes {without[2]:.1f}, without pants {without[3]:.1f}"
         )
 
 
@@ -177,12 +178,14 @@ def open_masks(
     found = [s for s in samples if s.mask is not None]
     if not found:
         raise FileNotFoundError(
-            f"none of the {len(samples)} images ({name}) has a {mask_format} mask; make them with python -m pixel_sampling.parse"
+            f"none of the {len(samples)} images ({name}) has a {mask_format} mask; "
+            "make them with python -m pixel_sampling.parse"
         )
     if len(found) < len(samples):
         first = next(s.path for s in samples if s.mask is None)
         warnings.warn(
-            f"{len(samples) - len(found)} of {len(samples)} images ({name}) have no mask, e.g. {first}; their clothes stay unchanged",
+            f"{len(samples) - len(found)} of {len(samples)} images ({name}) have no mask, e.g. {first}; "
+            "their clothes stay unchanged",
             stacklevel=2,
         )
     device, pixels = torch.device(device), None

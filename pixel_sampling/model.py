@@ -68,12 +68,12 @@ def unstride(layer: nn.Sequential) -> None:
 
 
 def stripes(x: Tensor, number: int, pool) -> list[Tensor]:
-    """(B, D) of each of `number` horizontal stripes of the map x (B, D, H, W), top first; bins overlap if H does not divide."""
+    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide."""
     return list(pool(x.float(), (number, 1)).squeeze(3).unbind(2))
 
 
 class BoT(nn.Module):
-    """Bag of tricks (Luo et al. 2019): pooled feature t, BNNeck with its shift frozen, linear classifier (sec. III-A)."""
+    """Bag of tricks (Luo et al. 2019): pooled feature t, BNNeck with frozen shift, linear classifier (sec. III-A)."""
 
     reduction = {"id": "mean", "triplet": "mean"}
 
@@ -268,7 +268,7 @@ def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str 
 
 
 def fit_trunk(resnet: nn.Module, state: dict, source: str) -> None:
-    """Load a ResNet state_dict without its classifier (mutates resnet); files of old torchvision lack batch counters."""
+    """Load a ResNet state_dict without its classifier (mutates resnet); old files lack batch counters."""
     own = resnet.state_dict()
     counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked") or k.startswith("fc.")}
     checkpoints.fit(resnet, {**counters, **{k: v for k, v in state.items() if not k.startswith("fc.")}}, source)

@@ -1,8 +1,8 @@
 """Human parsing of a folder of images into masks, by SCHP trained on ATR.
 
-    python -m pixel_sampling.parse --root /data --ckpt exp-schp-201908301523-atr.pth        # PRCC: /data/prcc/rgb -> /data/prcc/mask
+    python -m pixel_sampling.parse --root /data --ckpt exp-schp-201908301523-atr.pth   # PRCC: prcc/rgb -> prcc/mask
     python -m pixel_sampling.parse --root photos --ckpt CHECKPOINT --out masks --overlays 32
-    python -m pixel_sampling.parse --root photos --ckpt none --out masks                     # random weights: tries the pipeline only
+    python -m pixel_sampling.parse --root photos --ckpt none --out masks                # random weights, a trial
 
 Every image gives one palette PNG of its own size under the same relative path: the six parts, or with --labels atr18
 the 18 ATR labels. What exists already is skipped, so an interrupted run continues.
@@ -55,7 +55,7 @@ def folders(root: Path, out: str | None) -> tuple[Path, Path]:
 
 
 def listed(source: Path, out: Path) -> list[tuple[Path, Path]]:
-    """(image, mask) paths, sorted, without images below `out`. Raises: ValueError for none, or two images with one mask."""
+    """(image, mask) paths, sorted, without images below `out`. Raises: ValueError for none, or two for one mask."""
     images = sorted(
         p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents
     )
@@ -102,7 +102,7 @@ def parse(net: schp.SCHP, images: list[torch.Tensor], size: int, amp: str = "off
 
 
 def write_all(net, pairs: list[tuple[Path, Path]], args: Namespace) -> tuple[np.ndarray, list[str]]:
-    """Parse and write all pairs, reading a batch ahead; returns pixel counts of the six parts, and the images that failed."""
+    """Parse and write all pairs, reading a batch ahead; returns pixel counts of the six parts, and what failed."""
     counts, faults, pending = np.zeros(6, np.int64), [], []
     blocks = [pairs[i : i + args.batch_size] for i in range(0, len(pairs), args.batch_size)]
     with (

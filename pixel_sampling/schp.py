@@ -182,14 +182,16 @@ def load_official(net: SCHP, path: str | Path) -> int:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"parser: no checkpoint {path}; get exp-schp-201908301523-atr.pth from the page of Self-Correction-Human-Parsing"
+            f"parser: no checkpoint {path}; get exp-schp-201908301523-atr.pth from the page of "
+            "Self-Correction-Human-Parsing"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"parser: {path} is not a checkpoint that can be read without running its code ({reason[0]}); get the official file again"
+            f"parser: {path} is not a checkpoint that can be read without running its code ({reason[0]}); "
+            "get the official file again"
         ) from error
     state = state.get("state_dict") if isinstance(state, dict) else None
     if not isinstance(state, dict):
@@ -201,7 +203,7 @@ def load_official(net: SCHP, path: str | Path) -> int:
     own = net.fushion[3].out_channels
     if labels is not None and len(labels) != own:
         raise ValueError(
-            f"parser: {path} has {len(labels)} labels, ATR has {own}; LIP (20) and Pascal (7) checkpoints do not serve here"
+            f"parser: {path} has {len(labels)} labels, ATR has {own}; LIP (20) and Pascal (7) checkpoints do not serve"
         )
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     checkpoints.fit(net, {**counters, **state}, path)

@@ -1,8 +1,8 @@
 """Evaluate a trained network on PRCC: both query sets, both protocols, results as CSV.
 
-python pixel_sampling/test.py --checkpoint logs/pixel_sampling/prcc/T2-c/seed0               # a folder (its newest) or a file
+python pixel_sampling/test.py --checkpoint logs/pixel_sampling/prcc/T2-c/seed0        # a folder (its newest) or a file
 python pixel_sampling/test.py --checkpoint CHECKPOINT --protocol single10 --query cross --csv scores.csv
-python pixel_sampling/test.py --checkpoint AUTHORS.pth --arch bot --data-dir /data            # bare weights, e.g. the authors' own
+python pixel_sampling/test.py --checkpoint AUTHORS.pth --arch bot --data-dir /data     # bare weights, the authors'
 """
 
 import csv

@@ -1,9 +1,9 @@
 """Semantic-guided pixel sampling for cloth-changing re-ID (Shu, Li, Wang, Ruan, Tian, IEEE SPL 2021).
 
-    python pixel_sampling/train.py --data-dir /data                       # sec. III, Table I: cross-clothes rank-1 65.8, mAP 61.2 on PRCC
-    python pixel_sampling/train.py --row T2-a --data-dir /data            # any row of experiments.yaml: T2-a is the baseline, 36.3 / 33.7
+    python pixel_sampling/train.py --data-dir /data                       # sec. III: rank-1 65.8, mAP 61.2 on C -> A
+    python pixel_sampling/train.py --row T2-a --data-dir /data            # any row; T2-a is the baseline, 36.3 / 33.7
     torchrun --nproc_per_node=2 pixel_sampling/train.py --data-dir /data  # the same batch over two GPUs
-    python pixel_sampling/train.py --row small/ps-l2                      # one CPU, minutes, synthetic people, nothing to download
+    python pixel_sampling/train.py --row small/ps-l2                      # one CPU, minutes, synthetic people
 
 What to expect, and what our runs gave: pixel_sampling/README.md.
 """
@@ -52,7 +52,7 @@ def build(args, run, num_classes):
 
 
 def schedule(epochs: int):
-    """Learning-rate factor by epoch: 0.01 + 0.099 e for e < 10, then 1, and 0.1 from epoch 40 (of 60, scaled to `epochs`).
+    """Learning-rate factor by epoch: 0.01 + 0.099 e for e < 10, then 1, 0.1 from epoch 40 (of 60, else scaled).
 
     Paper silent: from the authors' code; its second milestone, 80, is never reached.
     """
@@ -73,7 +73,7 @@ def augmentation(args) -> transforms.Augment:
 
 
 def stream(run, args, store, masks, labels, index_batches, augment, generator):
-    """Augmented images (B, 3, H, W), their parts (B, H, W) or None, and labels (B,), batch after batch on the device."""
+    """Augmented images (B, 3, H, W), parts (B, H, W) or None, and labels (B,), batch after batch on the device."""
     labels = labels.to(run.device)
     for pixels, indices in images.batches(store, index_batches, run.device, workers=args.workers):
         parts = masks.gather(indices).to(run.device, non_blocking=True) if masks is not None else None
@@ -85,7 +85,7 @@ def stream(run, args, store, masks, labels, index_batches, augment, generator):
 
 
 def doubled(args, x, parts, labels, draws):
-    """The training batch [X, X'] with its labels (sec. II-A), or what the network takes when there is no pixel sampling."""
+    """The training batch [X, X'] with its labels (sec. II-A), or without pixel sampling what the network takes."""
     if args.ps_mode == "off":
         return network_input(args.arch, x, parts), labels
     changed = sampling.sample_pixels(x, parts, draws, CLASSES[args.ps_classes], args.ps_mode)

@@ -1,7 +1,7 @@
 """Draw the paper's figures 1, 3, 4 and 5.
 
 python pixel_sampling/visualize.py 1 --synthetic small              # images, parts, changed images: vector beside flat
-python pixel_sampling/visualize.py 3 --synthetic small              # pixel values: initial, random erasing, pixel sampling
+python pixel_sampling/visualize.py 3 --synthetic small              # pixel values: initial, erasing, pixel sampling
 python pixel_sampling/visualize.py 4 --checkpoint OURS --against BASELINE HPM      # class activation maps
 python pixel_sampling/visualize.py 5 --checkpoint OURS --against HPM               # rank lists, and the top 20 as CSV
 """
@@ -87,7 +87,7 @@ def training_batch(args, chosen):
 
 
 def trio_and_others(samples, rng, others: int):
-    """Two images of one person in the same clothes, one in other clothes, and one of each of `others` further people."""
+    """Two images of one person in the same clothes, one in other clothes, one of each of `others` more people."""
     pids = rng.permutation(np.unique([s.pid for s in samples]))
 
     def some(pid, camid):
@@ -179,7 +179,8 @@ class Scores(torch.nn.Module):
 
 def titled(network, trained: dict) -> str:
     """A short name of a network for a column."""
-    return f"{trained['arch']}{'' if trained['ps_mode'] == 'off' else ' + PS'}{'' if trained['consistency'] == 'none' else ' + ' + trained['consistency']}"
+    words = [trained["arch"], *(["PS"] if trained["ps_mode"] != "off" else [])]
+    return " + ".join([*words, *([trained["consistency"]] if trained["consistency"] != "none" else [])])
 
 
 def figure4(args) -> list[Path]:
@@ -208,7 +209,7 @@ def figure4(args) -> list[Path]:
 
 
 def ranked(args, path: str):
-    """The run, data, rank list of the chosen query set: (Q, 20) gallery indices, matches, distances, and query indices."""
+    """Data, query indices of the chosen set, their top 20 (indices, matches, distances), a name, the file."""
     network, trained, file = load_network(path)
     run, data, store = open_test(args, trained)
     feats = inputs.extract(
@@ -221,7 +222,7 @@ def ranked(args, path: str):
 
 
 def figure5(args) -> list[Path]:
-    """Rank lists on the same queries: (a) the first of --against, (b) ours where ours is right and the other wrong; (c) failures of ours."""
+    """Rank lists: (a) the first of --against and (b) ours where ours alone is right; (c) failures of ours."""
     results = [ranked(args, path) for path in [*args.against[:1], args.checkpoint]]
     data, own, (_, ours, _), _, _ = results[-1]
     rng = np.random.default_rng(args.seed)

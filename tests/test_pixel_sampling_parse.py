@@ -1,4 +1,4 @@
-"""SCHP: the official checkpoint's names and shapes, in-place ABN folded into batch norm, the letterbox, the parse tool."""
+"""SCHP: the official checkpoint's names and shapes, folded in-place ABN, the letterbox, the parse tool."""
 
 import collections
 

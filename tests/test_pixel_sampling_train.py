@@ -1,4 +1,4 @@
-"""pixel_sampling end to end on a miniature PRCC: every network and switch, resuming, two processes, pictures, bad input."""
+"""pixel_sampling end to end on a miniature PRCC: every network and switch, resuming, pictures, bad input."""
 
 import csv
 import json
@@ -15,16 +15,36 @@ from pixel_sampling import test as evaluation_script
 from pixel_sampling import train, visualize
 from pixel_sampling.masks import LUT, write_labels
 
-TINY = ("--weights none --backbone resnet18 --height 64 --width 32 --batch-size 8 --num-instances 2 --iters 2 --epochs 2 "
-        "--eval-period 1 --workers 1 --lr 0.01").split()  # fmt: skip
+TINY = (
+    "--weights none --backbone resnet18 --height 64 --width 32 --batch-size 8 --num-instances 2 --iters 2 --epochs 2 "
+    "--eval-period 1 --workers 1 --lr 0.01"
+).split()
 PLAIN = ["--ps-mode", "off", "--consistency", "none"]
 MODES = {
-    "T2-c": [], "T2-a": PLAIN, "T2-b": ["--consistency", "none"], "T2-e": ["--re"], "atr18": ["--mask-format", "atr18", "--cache", "off"],
-    "T3-pcb": ["--arch", "pcb", "--consistency", "none"], "T3-mgn": ["--arch", "mgn", "--consistency", "none"],
-    "T3-hpm": ["--arch", "hpm", "--consistency", "none"], "T4-head": ["--arch", "head", *PLAIN], "T4-hb": ["--arch", "head_body", *PLAIN],
+    "T2-c": [],
+    "T2-a": PLAIN,
+    "T2-b": ["--consistency", "none"],
+    "T2-e": ["--re"],
+    "atr18": ["--mask-format", "atr18", "--cache", "off"],
+    "T3-pcb": ["--arch", "pcb", "--consistency", "none"],
+    "T3-mgn": ["--arch", "mgn", "--consistency", "none"],
+    "T3-hpm": ["--arch", "hpm", "--consistency", "none"],
+    "T4-head": ["--arch", "head", *PLAIN],
+    "T4-hb": ["--arch", "head_body", *PLAIN],
     "X5": ["--ps-mode", "flat", "--mask-align", "none", "--aug", "code", "--consistency", "sigmoid"],
-    "X6": ["--ps-mode", "random", "--ps-classes", "upper", "--consistency", "mse", "--selection", "test-best", "--amp", "bf16"],
-}  # fmt: skip
+    "X6": [
+        "--ps-mode",
+        "random",
+        "--ps-classes",
+        "upper",
+        "--consistency",
+        "mse",
+        "--selection",
+        "test-best",
+        "--amp",
+        "bf16",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +207,18 @@ def test_two_processes_train_and_give_one_result(data_dir, tmp_path):
     )
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--arch", "pcb"], "--consistency compares"), (PLAIN[:2], "--consistency compares"), (["--arch", "head", "--consistency", "none"], "without pixel sampling"),
-    (["--mask-align", "none"], "--aug code"), (["--batch-size", "9"], "nearest: 8"), (["--label-smooth", "1"], "outside"), (["--epochs", "0"], "at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--arch", "pcb"], "--consistency compares"),
+        (PLAIN[:2], "--consistency compares"),
+        (["--arch", "head", "--consistency", "none"], "without pixel sampling"),
+        (["--mask-align", "none"], "--aug code"),
+        (["--batch-size", "9"], "nearest: 8"),
+        (["--label-smooth", "1"], "outside"),
+        (["--epochs", "0"], "at least 1"),
+    ],
+)
 def test_flags_that_do_not_fit_are_named(flags, message, capsys):
     with pytest.raises(SystemExit):
         train.parse_args([*TINY, *flags])
@@ -211,11 +239,23 @@ def test_missing_masks_are_counted_and_warned_and_training_goes_on(data_dir, tmp
     assert np.isfinite(result["metrics"]["cross.mAP"])
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.zeros((20, 10), np.uint8)), "is 10x20 but its image is 24x48"),
-    (lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.full((48, 24), 9, np.uint8)), "use --mask-format atr18"),
-    (lambda root: (root / "rgb/train/002/B_cropped_rgb001.jpg").write_bytes(b"\xff\xd8 cut"), "B_cropped_rgb001.jpg: cannot be decoded"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.zeros((20, 10), np.uint8)),
+            "is 10x20 but its image is 24x48",
+        ),
+        (
+            lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.full((48, 24), 9, np.uint8)),
+            "use --mask-format atr18",
+        ),
+        (
+            lambda root: (root / "rgb/train/002/B_cropped_rgb001.jpg").write_bytes(b"\xff\xd8 cut"),
+            "B_cropped_rgb001.jpg: cannot be decoded",
+        ),
+    ],
+)
 def test_wrong_masks_and_images_end_the_run_before_training(data_dir, tmp_path, change, message):
     data = copied(data_dir, tmp_path)
     change(data / "prcc")
