@@ -83,7 +83,7 @@ def read_parts(path: str, mask_format: str, image: str | None = None) -> np.ndar
         if size != labels.shape[::-1]:
             raise ValueError(
                 f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; "
-                f"{mask_format} masks have the size of their image: write them again with python -m pixel_sampling.parse"
+                f"{mask_format} masks have the size of their image: write it with python -m pixel_sampling.parse"
             )
     known = LABELS[mask_format]
     if labels.max(initial=0) >= known:
@@ -151,7 +151,7 @@ class MaskStore:
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares.mean(0).tolist()))
         return (
             f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; "
-            f"per cent of pixels: {parts}; per cent of images without upper clothes {without[2]:.1f}, without pants {without[3]:.1f}"
+            f"per cent of pixels: {parts}; images without upper clothes {without[2]:.1f} %, without pants {without[3]:.1f} %"
         )
 
 
