@@ -151,7 +151,7 @@ class MaskStore:
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares.mean(0).tolist()))
         return (
             f"masks ({self.mask_format}): {len(self) - self.missing} of {len(self)} images; "
-            f"per cent of pixels: {parts}; images without upper clothes {without[2]:.1f} %, without pants {without[3]:.1f} %"
+            f"per cent of pixels: {parts}; images without upper clothes {without[2]:.1f} %, pants {without[3]:.1f} %"
         )
 
 
