@@ -222,14 +222,16 @@ def ranked(args, path: str):
 
 
 def figure5(args) -> list[Path]:
-    """Rank lists: (a) the first of --against and (b) ours where ours alone is right; (c) failures of ours."""
+    """Rank lists of the same queries: (a) the first of --against, (b) ours; (c) failures of ours.
+
+    The queries are those that ours alone gets right, else any that ours gets right, else any.
+    """
     results = [ranked(args, path) for path in [*args.against[:1], args.checkpoint]]
     data, own, (_, ours, _), _, _ = results[-1]
     rng = np.random.default_rng(args.seed)
     other = results[0][2][1]
-    better = rng.permutation(np.flatnonzero(ours[:, 0] & ~other[:, 0] if len(results) > 1 else ours[:, 0]))[
-        : args.number
-    ]
+    candidates = [ours[:, 0] & ~other[:, 0], ours[:, 0], np.ones(len(ours), bool)]
+    better = rng.permutation(np.flatnonzero(next(kept for kept in candidates if kept.any())))[: args.number]
     failed = rng.permutation(np.flatnonzero(~ours[:, 0]))[: args.number]
     sheets = [(letter, result, better) for letter, result in zip("ab" if len(results) > 1 else "b", results)] + [
         ("c", results[-1], failed)

@@ -183,7 +183,7 @@ def test_full_plan_has_the_published_counts_and_small_every_camera():
         ("test", "B"): 3873,
         ("test", "C"): 3543,
     }
-    assert len(items) == 38700 and sum(v for k, v in count.items() if k[0] == "val") == 5002
+    assert len(items) == 33698 and sum(v for k, v in count.items() if k[0] == "val") == 5002
     people = {
         split: {i.person for i in items if i.path.startswith(f"rgb/{split}/")} for split in ("train", "val", "test")
     }
