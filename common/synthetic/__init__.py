@@ -26,10 +26,11 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from common.synthetic import layouts
+from common.synthetic import layouts, layouts_prcc
 
 VERSION = 4  # raised when the same seed gives other bytes than before
 STAMP = "SYNTHETIC"
+OWN = {"prcc": layouts_prcc}  # data sets with a module of their own: ROOT, plan(size, seed), draw(item, seed)
 
 
 def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, workers: int | None = None) -> Path:
@@ -39,13 +40,13 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     name, so the root appears complete or not at all. `workers` processes (default: all cores) do not change a byte.
     Raises ValueError for unknown names and sizes, FileExistsError if the root holds anything but synthetic data.
     """
-    if name not in layouts.PLANS:
-        raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(layouts.PLANS)}")
+    if name not in names():
+        raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(names())}")
     if size not in layouts.SIZES:
         raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
-    root = Path(out_dir) / layouts.ROOTS[name]
+    root = Path(out_dir) / (OWN[name].ROOT if name in OWN else layouts.ROOTS[name])
     stamp = {"size": size, "seed": seed, "version": VERSION}
     if _stamp(root) == stamp:
         return root
@@ -68,6 +69,11 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     return root
 
 
+def names() -> list[str]:
+    """All data sets that can be written."""
+    return [*layouts.PLANS, *OWN]
+
+
 def _stamp(root: Path) -> dict | None:
     """Contents of the stamp file in `root`, or None."""
     path = root / STAMP
@@ -86,7 +92,7 @@ def _sweep(folder: Path, prefix: str) -> None:
 
 
 def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> None:
-    items, texts = layouts.plan(name, size, seed)
+    items, texts = OWN[name].plan(size, seed) if name in OWN else layouts.plan(name, size, seed)
     for folder in sorted({str(Path(item.path).parent) for item in items}):
         (draft / folder).mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
@@ -104,8 +110,10 @@ def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> 
 
 
 def _save(draft: Path, name: str, seed: int, item: layouts.Item) -> int:
-    image = layouts.draw(name, item, seed).image
-    options = [] if item.path.endswith(".png") else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    if not cv2.imwrite(str(draft / item.path), image[..., ::-1], options):
-        raise OSError(f"could not write {draft / item.path}; is the disk full?")
+    files = OWN[name].draw(item, seed) if name in OWN else {item.path: layouts.draw(name, item, seed).image}
+    for path, image in files.items():
+        file, options = draft / path, [] if path.endswith(".png") else [cv2.IMWRITE_JPEG_QUALITY, 95]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(file), image[..., ::-1] if image.ndim == 3 else image, options):
+            raise OSError(f"could not write {file}; is the disk full?")
     return 1

@@ -1,0 +1,1 @@
+"""Semantic-guided pixel sampling for cloth-changing person re-identification."""

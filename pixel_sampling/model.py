@@ -1,0 +1,316 @@
+"""Networks: BoT (sec. III), PCB, MGN and HPM (Table III) as the authors run them, head and head + body (Table IV).
+
+    model = build("bot", num_classes=150, weights="imagenet")
+    output = model(x)                        # in train mode an Output; in eval mode features (B, D), float32
+
+x (B, 3, H, W) is ImageNet-normalised. For "head" it is the head crop (see head.py); for "head_body" the image with its
+head crop below it, (B, 3, H + W, W), so that one tensor goes through data loading, processes and evaluation.
+"""
+
+import copy
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+
+from common import checkpoints
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+STEM = ("conv1", "bn1", "relu", "maxpool")
+
+
+class Output(NamedTuple):
+    """What a network returns in train mode; float32."""
+
+    logits: list[Tensor]  # (B, C) each
+    metrics: list[Tensor]  # (B, D) each, for the triplet loss; the first also for Eq. (3)
+
+
+def normal_linear(size: int, classes: int, std: float, bias: bool = False) -> nn.Linear:
+    """A classifier with weights N(0, std^2) and bias 0."""
+    layer = nn.Linear(size, classes, bias=bias)
+    nn.init.normal_(layer.weight, std=std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def reduction(size: int, out: int = 256) -> nn.Sequential:
+    """1x1 convolution without bias, BN, ReLU."""
+    return nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+def full_precision(x: Tensor):
+    """A context in which autocast leaves operations on x's device alone."""
+    return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
+
+
+def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
+    """A copy of the convolutional part of a torchvision ResNet, its key names kept; 16 x 8 maps of 256 x 128 images."""
+    parts = copy.deepcopy(
+        nn.Sequential(OrderedDict((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2", "layer3", "layer4")))
+    )
+    if last_stride == 1:
+        unstride(parts.layer4)
+    return parts
+
+
+def unstride(layer: nn.Sequential) -> None:
+    """Set the stride of a ResNet layer to 1 (mutated)."""
+    for module in layer[0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+
+
+def stripes(x: Tensor, number: int, pool) -> list[Tensor]:
+    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide."""
+    return list(pool(x.float(), (number, 1)).squeeze(3).unbind(2))
+
+
+class BoT(nn.Module):
+    """Bag of tricks (Luo et al. 2019): pooled feature t, BNNeck with frozen shift, linear classifier (sec. III-A)."""
+
+    reduction = {"id": "mean", "triplet": "mean"}
+
+    def __init__(self, resnet: nn.Module, num_classes: int):
+        super().__init__()
+        size = resnet.fc.in_features
+        self.backbone = trunk(resnet)
+        self.neck = nn.BatchNorm1d(size)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = normal_linear(size, num_classes, 0.001)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """t and b (B, D): before and after the neck."""
+        x = self.backbone(x)
+        with full_precision(x):
+            t = x.float().mean((2, 3))
+            return t, self.neck(t)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), also in eval mode; for heat maps."""
+        return self.classifier(self.embed(x)[1])
+
+    def forward(self, x: Tensor):
+        t, b = self.embed(x)
+        if not self.training:
+            return b
+        with full_precision(x):
+            return Output([self.classifier(b)], [t])
+
+
+class HeadBody(nn.Module):
+    """Two unshared BoT networks, for the image and for its head; one triplet on both t, together of unit length."""
+
+    reduction = {"id": "sum", "triplet": "mean"}
+
+    def __init__(self, resnet: nn.Module, num_classes: int):
+        super().__init__()
+        self.body, self.head = BoT(resnet, num_classes), BoT(resnet, num_classes)
+
+    def forward(self, x: Tensor):
+        width = x.shape[3]
+        halves = [
+            net.embed(part.contiguous())
+            for net, part in zip((self.body, self.head), (x[:, :, :-width], x[:, :, -width:]))
+        ]
+        if not self.training:
+            return torch.cat([b for _, b in halves], 1)
+        with full_precision(x):
+            return Output(
+                [net.classifier(b) for net, (_, b) in zip((self.body, self.head), halves)],
+                [F.normalize(torch.cat([t for t, _ in halves], 1))],
+            )
+
+
+class PCB(nn.Module):
+    """Part-based baseline (Sun et al. 2018): six stripes, one shared reduction, a classifier each.
+
+    Deviation from PCB's paper, as the authors run it: 256 x 128 input, and a triplet on the six unit-length stripes.
+    """
+
+    reduction = {"id": "mean", "triplet": "mean"}
+
+    def __init__(self, resnet: nn.Module, num_classes: int, parts: int = 6):
+        super().__init__()
+        size = resnet.fc.in_features
+        self.backbone = trunk(resnet)
+        self.dropout = nn.Dropout(0.5)
+        self.reduce = reduction(size)
+        self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.01, bias=True) for _ in range(parts))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
+        reduced = self.reduce(F.adaptive_avg_pool2d(self.backbone(x), (len(self.classifiers), 1))).squeeze(3)
+        return sum(layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2)))
+
+    def forward(self, x: Tensor):
+        x = self.backbone(x)
+        with full_precision(x):
+            pooled = self.dropout(F.adaptive_avg_pool2d(x.float(), (len(self.classifiers), 1)))  # (B, D, 6, 1)
+            metric = F.normalize(pooled).transpose(1, 2).flatten(1)  # (B, 6 D), every stripe of unit length
+            if not self.training:
+                return metric
+            reduced = self.reduce(pooled).squeeze(3)
+            return Output([layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2))], [metric])
+
+
+class Branches(nn.Module):
+    """Many 256-d features, each with a classifier: reduced(x) gives them, the first TRIPLETS carry a triplet loss."""
+
+    TRIPLETS: int
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
+        return sum(layer(part) for layer, part in zip(self.classifiers, self.reduced(x)))
+
+    def forward(self, x: Tensor):
+        reduced = self.reduced(x)
+        if not self.training:
+            return torch.cat(reduced, 1)
+        with full_precision(x):
+            return Output([layer(part) for layer, part in zip(self.classifiers, reduced)], reduced[: self.TRIPLETS])
+
+
+class MGN(Branches):
+    """Multiple granularity network (Wang et al. 2018): three branches from layer3[1] on, global, 2 and 3 stripes.
+
+    Deviation from MGN's paper, as the authors run it: average pooling, all classifiers on 256-d, margin 0.3.
+    """
+
+    reduction, TRIPLETS = {"id": "mean", "triplet": "mean"}, 3
+
+    def __init__(self, resnet: nn.Module, num_classes: int):
+        super().__init__()
+        self.stem = copy.deepcopy(
+            nn.Sequential(
+                OrderedDict(
+                    [*((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2")), ("layer3_0", resnet.layer3[0])]
+                )
+            )
+        )
+        self.branches = nn.ModuleList(copy.deepcopy(nn.Sequential(resnet.layer3[1:], resnet.layer4)) for _ in range(3))
+        for branch in self.branches[1:]:
+            unstride(branch[1])
+        first = reduction(resnet.fc.in_features)
+        nn.init.kaiming_normal_(first[0].weight, mode="fan_in")
+        nn.init.normal_(first[1].weight, 1.0, 0.02)
+        self.reductions = nn.ModuleList(copy.deepcopy(first) for _ in range(8))  # all from the same start
+        self.classifiers = nn.ModuleList(nn.Linear(256, num_classes) for _ in range(8))
+        for layer in self.classifiers:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            nn.init.zeros_(layer.bias)
+
+    def reduced(self, x: Tensor) -> list[Tensor]:
+        """The eight 256-d features."""
+        x = self.stem(x)
+        maps = [branch(x) for branch in self.branches]
+        with full_precision(x):
+            pooled = [stripes(m, 1, F.adaptive_avg_pool2d)[0] for m in maps]  # three global ones, then 2 and 3 stripes
+            pooled += stripes(maps[1], 2, F.adaptive_avg_pool2d) + stripes(maps[2], 3, F.adaptive_avg_pool2d)
+            return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
+
+
+class HPM(Branches):
+    """Horizontal pyramid matching (Fu et al. 2019): 1, 2, 4 and 8 stripes, each with its own losses.
+
+    Deviation from HPM's paper, as the authors run it: maximum pooling alone, a triplet for every stripe, 256 x 128.
+    """
+
+    reduction, TRIPLETS = {"id": "sum", "triplet": "sum"}, 15
+    LEVELS = (1, 2, 4, 8)
+
+    def __init__(self, resnet: nn.Module, num_classes: int):
+        super().__init__()
+        self.backbone = trunk(resnet)
+        self.reductions = nn.ModuleList(reduction(resnet.fc.in_features) for _ in range(sum(self.LEVELS)))
+        self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.001) for _ in range(sum(self.LEVELS)))
+
+    def reduced(self, x: Tensor) -> list[Tensor]:
+        """The fifteen 256-d features."""
+        x = self.backbone(x)
+        with full_precision(x):
+            pooled = [part for level in self.LEVELS for part in stripes(x, level, F.adaptive_max_pool2d)]
+            return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
+
+
+ARCHS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str = "none") -> nn.Module:
+    """A network. weights: "none"; "imagenet" (torchvision's IMAGENET1K_V1, fetched and checked by torchvision at the
+    first use); or the path of a torchvision ResNet state_dict, of one of our checkpoints, or of the authors' BoT.
+
+    Raises: ValueError for unknown names and weights that do not fit, FileNotFoundError without the file.
+    """
+    if arch not in ARCHS or backbone not in BACKBONES:
+        raise ValueError(f"no network {arch} on {backbone}: known are {', '.join(ARCHS)} on {', '.join(BACKBONES)}")
+    resnet = models.get_model(backbone, weights=None)
+    state = {} if weights == "none" else imagenet_state(backbone) if weights == "imagenet" else read_state(weights)
+    whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
+    if state and not whole:
+        fit_trunk(resnet, state, weights)
+    model = ARCHS[arch](resnet, num_classes)
+    if whole:
+        own = model.state_dict()
+        state = {
+            k: own[k] if "classifier" in k and k in own and v.shape != own[k].shape else v
+            for k, v in authors_names(state).items()
+        }
+        checkpoints.fit(model, state, weights)  # a classifier of other people starts anew
+    return model
+
+
+def fit_trunk(resnet: nn.Module, state: dict, source: str) -> None:
+    """Load a ResNet state_dict without its classifier (mutates resnet); old files lack batch counters."""
+    own = resnet.state_dict()
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked") or k.startswith("fc.")}
+    checkpoints.fit(resnet, {**counters, **{k: v for k, v in state.items() if not k.startswith("fc.")}}, source)
+
+
+def authors_names(state: dict) -> dict:
+    """The authors' BoT keys (plain ResNet names, neck `bottleneck`) as ours; other state_dicts as they are."""
+    if "bottleneck.weight" not in state:
+        return state
+    rename = {"bottleneck": "neck", "classifier": "classifier"}
+    named = {}
+    for key, value in state.items():
+        first, _, rest = key.removeprefix("base.").partition(".")
+        named[f"{rename[first]}.{rest}" if first in rename else f"backbone.{first}.{rest}"] = value
+    return named
+
+
+def imagenet_state(name: str) -> dict:
+    """torchvision's IMAGENET1K_V1 state_dict of a ResNet, from its cache or its server."""
+    entry = models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return entry.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:  # URLError is one
+        raise FileNotFoundError(
+            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
+            f"and pass --weights PATH, or train from random weights with --weights none"
+        ) from error
+
+
+def read_state(path: str | Path) -> dict:
+    """The state_dict in a file, also under `state_dict`, without wrappers' prefixes; no code in the file can run.
+
+    Raises: FileNotFoundError; ValueError saying what is wrong with the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"weights: {path} is not a readable PyTorch state_dict ({reason[0]})") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
+    return dict(checkpoints.strip_prefixes(state))

@@ -1,0 +1,174 @@
+"""Human parsing of a folder of images into masks, by SCHP trained on ATR.
+
+    python -m pixel_sampling.parse --root /data --ckpt exp-schp-201908301523-atr.pth   # PRCC: prcc/rgb -> prcc/mask
+    python -m pixel_sampling.parse --root photos --ckpt CHECKPOINT --out masks --overlays 32
+    python -m pixel_sampling.parse --root photos --ckpt none --out masks                # random weights, a trial
+
+Every image gives one palette PNG of its own size under the same relative path: the six parts, or with --labels atr18
+the 18 ATR labels. What exists already is skipped, so an interrupted run continues.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common import visualize
+from common.datasets.base import SUFFIXES
+from pixel_sampling import schp
+from pixel_sampling.masks import LUT, PARTS, palette, write_labels
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="python -m pixel_sampling.parse", description="Write parsing masks.", allow_abbrev=False
+    )
+    parser.add_argument("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
+    parser.add_argument("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
+    parser.add_argument("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
+    parser.add_argument("--labels", choices=["part6", "atr18"], default="part6", help="six parts, or the 18 ATR labels")
+    parser.add_argument(
+        "--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png"
+    )
+    parser.add_argument("-b", "--batch-size", type=int, default=16)
+    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that read and write images")
+    parser.add_argument(
+        "--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with"
+    )
+    parser.add_argument("--amp", choices=["off", "bf16"], default="off")
+    return parser.parse_args(argv)
+
+
+def folders(root: Path, out: str | None) -> tuple[Path, Path]:
+    """Where the images lie and where the masks go. Raises: FileNotFoundError, ValueError."""
+    source = next((root / part for part in ("prcc/rgb", "rgb") if (root / part).is_dir()), root)
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give --root a folder of images")
+    if out is None and source == root:
+        raise ValueError(f"{root} is no PRCC tree; say with --out where the masks shall go")
+    return source, Path(out) if out else source.parent / "mask"
+
+
+def listed(source: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(image, mask) paths, sorted, without images below `out`. Raises: ValueError for none, or two for one mask."""
+    images = sorted(
+        p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents
+    )
+    pairs = [(image, (out / image.relative_to(source)).with_suffix(".png")) for image in images]
+    if not pairs:
+        raise ValueError(f"{source} holds no image ({', '.join(SUFFIXES)})")
+    seen: dict[Path, Path] = {}
+    for image, mask in pairs:
+        if seen.setdefault(mask, image) != image:
+            raise ValueError(f"{image} and {seen[mask]} would both be written to {mask}; rename one")
+    return pairs
+
+
+def read(path: Path) -> torch.Tensor | str:
+    """The image uint8 (3, H, W), or a sentence on why it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        return f"{path}: cannot be decoded ({error})"
+
+
+def network(ckpt: str, device: torch.device) -> schp.SCHP:
+    """The parser on the device, in eval mode."""
+    torch.manual_seed(0)
+    net = schp.SCHP(len(LUT))
+    if ckpt == "none":
+        print("random weights: the masks mean nothing")
+    else:
+        print(f"{ckpt}: {schp.load_official(net, ckpt)} tensors")
+    return net.eval().to(device, memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def parse(net: schp.SCHP, images: list[torch.Tensor], size: int, amp: str = "off") -> list[np.ndarray]:
+    """ATR labels (H, W) uint8 of each image uint8 (3, H, W), at its own size."""
+    device = next(net.parameters()).device
+    batch = torch.stack([schp.letterbox(image.to(device), size) for image in images]).contiguous(
+        memory_format=torch.channels_last
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
+        logits = net(batch).fusion
+    return [schp.labels_at(one, *image.shape[1:], size).cpu().numpy() for one, image in zip(logits, images)]
+
+
+def write_all(net, pairs: list[tuple[Path, Path]], args: Namespace) -> tuple[np.ndarray, list[str]]:
+    """Parse and write all pairs, reading a batch ahead; returns pixel counts of the six parts, and what failed."""
+    counts, faults, pending = np.zeros(6, np.int64), [], []
+    blocks = [pairs[i : i + args.batch_size] for i in range(0, len(pairs), args.batch_size)]
+    with (
+        ThreadPoolExecutor(max(1, args.workers)) as pool,
+        tqdm(total=len(pairs), desc="parse", unit="img", disable=None) as bar,
+    ):
+        ahead = [pool.submit(read, image) for image, _ in blocks[0]] if blocks else []
+        for number, block in enumerate(blocks):
+            images = [future.result() for future in ahead]
+            ahead = [pool.submit(read, image) for image, _ in blocks[number + 1]] if number + 1 < len(blocks) else []
+            faults += [image for image in images if isinstance(image, str)]
+            good = [(image, mask) for image, (_, mask) in zip(images, block) if not isinstance(image, str)]
+            for labels, (_, mask) in zip(
+                parse(net, [image for image, _ in good], args.size, args.amp) if good else [], good
+            ):
+                counts += np.bincount(LUT[labels].ravel(), minlength=6)
+                pending.append(pool.submit(write_labels, mask, LUT[labels] if args.labels == "part6" else labels))
+            bar.update(len(block))
+        for future in pending:
+            future.result()
+    return counts, faults
+
+
+def overlay(image: Path, mask: Path) -> np.ndarray:
+    """The image half covered by the colours of its mask, uint8 (H, W, 3)."""
+    with Image.open(image) as photo, Image.open(mask) as labels:
+        return (0.5 * np.asarray(photo.convert("RGB")) + 0.5 * palette(18)[np.array(labels)]).round().astype(np.uint8)
+
+
+def draw_overlays(path: Path, pairs: list[tuple[Path, Path]], number: int) -> Path:
+    """A sheet of `number` overlays, eight a row, spread evenly over all pairs."""
+    chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(number, len(pairs))).astype(int))]
+    pictures = [overlay(*pair) for pair in chosen]
+    return visualize.grid(
+        path, [pictures[i : i + 8] for i in range(0, len(pictures), 8)], title="masks over their images"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        source, out = folders(Path(args.root), args.out)
+        pairs = listed(source, out)
+        todo = [(image, mask) for image, mask in pairs if not mask.is_file()]
+        print(f"{len(pairs)} images under {source}, {len(pairs) - len(todo)} have a mask under {out}")
+        faults: list[str] = []
+        if todo:
+            net = network(args.ckpt, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            counts, faults = write_all(net, todo, args)
+            shares = counts / max(1, counts.sum())
+            print("per cent of pixels: " + ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares)))
+        done = [(image, mask) for image, mask in pairs if mask.is_file()]
+        if args.overlays and done:
+            print("overlays:", draw_overlays(out / "overlays.png", done, args.overlays))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if faults:
+        print(
+            "\n".join(
+                [*faults, f"error: {len(faults)} of {len(todo)} images cannot be decoded; replace them and run again"]
+            ),
+            file=sys.stderr,
+        )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

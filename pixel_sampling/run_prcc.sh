@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The paper's experiments on PRCC, three seeds, one after another; continues what was interrupted.
+#   bash pixel_sampling/run_prcc.sh /data CHECKPOINT      folder that holds prcc/rgb; the official ATR checkpoint
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DATA=${1:?folder that holds prcc}
+if [ ! -d "$DATA/prcc/mask" ] || [ $# -ge 2 ]; then
+  python -m pixel_sampling.parse --root "$DATA" --ckpt "${2:?official ATR checkpoint of SCHP}" --overlays 32
+fi
+python results/reproduce.py pixel_sampling/T2-c pixel_sampling/X5 --data-dir "$DATA" --seeds 0 1 2
+python results/reproduce.py pixel_sampling/table1 pixel_sampling/table2 pixel_sampling/table3 pixel_sampling/table4 --data-dir "$DATA" --seeds 0 1 2
+python results/reproduce.py pixel_sampling/extras --data-dir "$DATA" --seeds 0 1 2
+python results/render.py pixel_sampling

@@ -1,0 +1,167 @@
+"""Evaluate a trained network on PRCC: both query sets, both protocols, results as CSV.
+
+python pixel_sampling/test.py --checkpoint logs/pixel_sampling/prcc/T2-c/seed0        # a folder (its newest) or a file
+python pixel_sampling/test.py --checkpoint CHECKPOINT --protocol single10 --query cross --csv scores.csv
+python pixel_sampling/test.py --checkpoint AUTHORS.pth --arch bot --data-dir /data     # bare weights, the authors'
+"""
+
+import csv
+import io
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import checkpoints, inputs, runtime
+from common.checkpoints import replace
+from pixel_sampling import model
+from pixel_sampling.evaluate import QUERIES, protocol_metrics
+from pixel_sampling.flags import parse_args as train_flags
+from pixel_sampling.head import HeadStore
+from pixel_sampling.masks import MASK_FORMATS, open_masks
+
+COLUMNS = ("rank1", "rank5", "rank10", "mAP", "mINP", "mrr")
+PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network without pixel sampling
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Where the data are and how they are read; what is not given is as in the training of the checkpoint."""
+    parser.add_argument("--data-dir", help="folder that holds the data sets")
+    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
+    parser.add_argument(
+        "--real", action="store_true", help="use real data where the checkpoint was trained on synthetic people"
+    )
+    parser.add_argument(
+        "--mask-format", choices=list(MASK_FORMATS), help="for the head networks, which look at masks in the test too"
+    )
+    parser.add_argument("-b", "--batch-size", type=int, default=128)
+    parser.add_argument("-j", "--workers", type=int, default=2)
+    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
+    parser.add_argument("--cache-dir")
+    parser.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off")
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="pixel_sampling/test.py", description="Evaluate a checkpoint on PRCC.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
+    )
+    parser.add_argument(
+        "--arch",
+        choices=list(model.ARCHS),
+        help="the file holds bare weights of this network on ResNet-50, not a checkpoint of ours",
+    )
+    parser.add_argument("--protocol", choices=["multi", "single10", "both"], default="both")
+    parser.add_argument(
+        "--query", choices=[*QUERIES, "both"], default="both", help="cross: camera C, other clothes; same: camera B"
+    )
+    parser.add_argument("--csv", help="write the numbers here too")
+    add_data_flags(parser)
+    return parser.parse_args(argv)
+
+
+def load_network(path: str, arch: str | None = None) -> tuple:
+    """The network of a checkpoint (or, with `arch`, of bare weights) in eval mode, the flags of its training, the file.
+
+    Raises: FileNotFoundError, ValueError for files that are no checkpoint of this project or do not fit.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    if arch is not None:
+        weights = model.authors_names(model.read_state(file))
+        return (
+            model.build(arch, classes(weights, file), "resnet50", str(file)).eval(),
+            vars(train_flags(["--arch", arch, *PLAIN])),
+            file,
+        )
+    state = checkpoints.read(file)
+    trained = state["args"]
+    if "ps_mode" not in trained:
+        raise ValueError(
+            f"{file} is no checkpoint of pixel_sampling (it was trained with other flags); for bare weights give --arch"
+        )
+    weights = checkpoints.strip_prefixes(state["state_dict"])
+    network = model.build(trained["arch"], classes(weights, file), trained["backbone"])
+    checkpoints.fit(network, weights, file)
+    return network.eval(), trained, file
+
+
+def classes(weights: dict, file: Path) -> int:
+    """How many people a network was trained on."""
+    sizes = [len(v) for k, v in weights.items() if "classifier" in k and k.endswith("weight")]
+    if not sizes:
+        raise ValueError(f"{file} holds no classifier, so it is no network of this project")
+    return sizes[0]
+
+
+def open_test(args, trained: dict):
+    """The run, the data set and the test store (query, then gallery) of a checkpoint's flags under the given ones."""
+    given = {k: getattr(args, k) for k in ("data_dir", "synthetic", "mask_format") if getattr(args, k) is not None}
+    here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
+    flags = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained, **given, **here, "compile": False}
+    flags["synthetic"] = None if args.real else flags["synthetic"]
+    run, head = runtime.start(Namespace(**flags), "pixel_sampling"), trained["arch"].startswith("head")
+    data = inputs.dataset(run, flags["dataset"], **({"mask_format": flags["mask_format"]} if head else {}))
+    samples, size = data.query + data.gallery, (flags["height"], flags["width"])
+    store = inputs.open_images(run, samples, *size, name=f"{data.name} test", interpolation="bilinear")
+    if head:
+        masks = open_masks(
+            samples,
+            *size,
+            flags["mask_format"],
+            cache=args.cache,
+            cache_dir=args.cache_dir,
+            device=run.device,
+            name=f"{data.name} test masks",
+        )
+        store = HeadStore(trained["arch"], store, masks)
+    return run, data, store
+
+
+def table(metrics: dict, name: str, data: str, protocols: list[str]) -> list[dict]:
+    """One line for each query set and protocol; a mean reciprocal rank never stands in the column of mAP."""
+    lines = []
+    for query in QUERIES:
+        for protocol in protocols:
+            prefix = f"{query}." if protocol == "multi" else f"{query}.single10."
+            values = {column: metrics[prefix + column] for column in COLUMNS if prefix + column in metrics}
+            if values:
+                lines.append({"checkpoint": name, "data": data, "protocol": protocol, "query": query, **values})
+    return lines
+
+
+def main(args):
+    network, trained, file = load_network(args.checkpoint, args.arch)
+    run, data, store = open_test(args, trained)
+    network = network.to(run.device)
+    feats = inputs.extract(run, network, store, batch_size=args.batch_size, flip=not trained["arch"].startswith("head"))
+    metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,))
+    lines = table(
+        metrics,
+        file.name,
+        inputs.data_name(data),
+        ["multi", "single10"] if args.protocol == "both" else [args.protocol],
+    )
+    for line in lines:
+        runtime.say(
+            run,
+            f"{line['query']:<6} {line['protocol']:<9} "
+            + "   ".join(f"{k} {100 * line[k]:5.1f}" for k in COLUMNS if k in line),
+        )
+    if args.csv and run.main:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["checkpoint", "data", "protocol", "query", *COLUMNS])
+        writer.writeheader()
+        writer.writerows(lines)
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        replace(Path(args.csv), lambda out: out.write(text.getvalue().encode()))
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    arguments.logs_dir = "logs"
+    runtime.execute(main, arguments)

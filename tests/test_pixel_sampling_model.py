@@ -1,0 +1,180 @@
+"""The networks have the shapes, branches, starts and weights that the paper's authors run."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from pixel_sampling import model
+from pixel_sampling.model import ARCHS, BoT, build
+
+CLASSES = 7
+torch.set_num_threads(1)
+
+
+def images(arch, height=64, width=32, number=4):
+    rows = {"head": width, "head_body": height + width}.get(arch, height)
+    return torch.randn(number, 3, rows, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    return {arch: build(arch, CLASSES, "resnet18") for arch in ARCHS}
+
+
+# branches of logits and of triplet features with their sizes, and the test feature, for a 512-channel backbone
+SHAPES = {
+    "bot": (1, [512], 512),
+    "pcb": (6, [6 * 512], 6 * 512),
+    "mgn": (8, [256] * 3, 8 * 256),
+    "hpm": (15, [256] * 15, 15 * 256),
+    "head": (1, [512], 512),
+    "head_body": (2, [1024], 1024),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_branches_and_feature_sizes(networks, arch):
+    logits, metrics, size = SHAPES[arch]
+    output = networks[arch].train()(images(arch))
+    assert [tuple(x.shape) for x in output.logits] == [(4, CLASSES)] * logits
+    assert [tuple(x.shape) for x in output.metrics] == [(4, d) for d in metrics]
+    assert tuple(networks[arch].eval()(images(arch)).shape) == (4, size)
+
+
+@pytest.mark.parametrize("arch, size", [("bot", 2048), ("pcb", 12288), ("mgn", 2048), ("hpm", 3840)])
+def test_test_features_of_resnet50_have_the_published_sizes(arch, size):
+    with torch.device("meta"):
+        network = ARCHS[arch](models.resnet50(), 150).eval()
+        assert network(torch.empty(2, 3, 256, 128)).shape == (2, size)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_trained_parameter_gets_a_gradient(networks, arch):
+    network = networks[arch].train()
+    network.zero_grad()
+    output = network(images(arch))
+    (sum(x.square().sum() for x in output.logits) + sum(x.square().sum() for x in output.metrics)).backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_bot_keeps_a_16_by_8_map_freezes_the_necks_shift_and_tests_on_b(networks):
+    with torch.device("meta"):
+        assert BoT(models.resnet50(), 150).backbone(torch.empty(1, 3, 256, 128)).shape == (1, 2048, 16, 8)
+    network = networks["bot"]
+    assert not network.neck.bias.requires_grad and network.classifier.bias is None
+    assert network.classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    network.eval()
+    t, b = network.embed(images("bot"))
+    assert torch.allclose(t, network.backbone(images("bot")).mean((2, 3)), atol=1e-6)
+    assert torch.equal(network(images("bot")), b) and torch.allclose(b, network.neck(t))
+
+
+def test_pcb_parts_of_its_feature_have_unit_length_and_share_one_reduction(networks):
+    network = networks["pcb"]
+    network.eval()
+    parts = network(images("pcb")).unflatten(1, (6, 512))
+    assert torch.allclose(parts.norm(dim=2), torch.ones(4, 6), atol=1e-5)
+    assert (
+        sum(
+            isinstance(m, nn.Conv2d) and m.out_channels == 256 and m.kernel_size == (1, 1) and m.in_channels == 512
+            for m in network.reduce
+        )
+        == 1
+    )
+    assert all(layer.bias is not None for layer in network.classifiers)
+
+
+def test_pcb_averages_six_overlapping_bins_of_16_rows():
+    x = torch.randn(1, 3, 16, 8)
+    for i, got in enumerate(model.stripes(x, 6, nn.functional.adaptive_avg_pool2d)):
+        low, high = i * 16 // 6, -(-(i + 1) * 16 // 6)
+        assert torch.allclose(got, x[:, :, low:high].mean((2, 3)), atol=1e-6)
+
+
+def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_start():
+    network = build("mgn", CLASSES, "resnet18")
+    x = network.stem(torch.randn(1, 3, 256, 128))
+    assert [tuple(branch(x).shape[2:]) for branch in network.branches] == [(8, 4), (16, 8), (16, 8)]
+    for branch in network.branches[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(network.branches[0].parameters(), branch.parameters()))
+    first = network.reductions[0]
+    assert all(
+        torch.equal(first[0].weight, other[0].weight) and other[0].weight is not first[0].weight
+        for other in network.reductions[1:]
+    )
+
+
+def test_hpm_takes_the_maximum_of_1_2_4_and_8_stripes(networks):
+    x = torch.randn(2, 512, 16, 8)
+    got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, nn.functional.adaptive_max_pool2d)]
+    expected = [x[:, :, i * 16 // n : (i + 1) * 16 // n].amax((2, 3)) for n in (1, 2, 4, 8) for i in range(n)]
+    assert len(got) == 15 and all(torch.equal(a, b) for a, b in zip(got, expected))
+    assert networks["hpm"].reduction == {"id": "sum", "triplet": "sum"}
+
+
+def test_head_body_is_two_unshared_networks_with_one_unit_feature(networks):
+    network = networks["head_body"].train()
+    assert network.body.backbone.conv1.weight is not network.head.backbone.conv1.weight
+    x = images("head_body")
+    assert torch.allclose(network(x).metrics[0].norm(dim=1), torch.ones(4), atol=1e-5)
+    network.eval()
+    assert torch.allclose(network(x), torch.cat([network.body(x[:, :, :64]), network.head(x[:, :, 64:])], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_imagenet_weights_reach_every_part_of_the_trunk(arch, tmp_path):
+    torch.manual_seed(1)
+    resnet = models.resnet18()
+    torch.save(
+        {k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth"
+    )  # as old torchvision wrote
+    network = build(arch, CLASSES, "resnet18", str(tmp_path / "old.pth"))
+    own = {tuple(p.shape): [] for p in resnet.parameters()}
+    for p in network.parameters():
+        own.setdefault(tuple(p.shape), []).append(p)
+    for name, p in resnet.named_parameters():
+        if not name.startswith("fc."):
+            assert any(torch.equal(p, q) for q in own[tuple(p.shape)]), name
+
+
+def test_weights_of_ours_and_of_the_authors_load_and_other_classes_start_anew(tmp_path):
+    network = build("bot", 5, "resnet18")
+    ours = network.state_dict()
+    theirs = {
+        "module." + k.replace("backbone.", "base.", 1).replace("neck.", "bottleneck."): v for k, v in ours.items()
+    }
+    for name, state in (
+        ("ours", ours),
+        ("theirs", theirs),
+        ("plain", {k.replace("base.", ""): v for k, v in theirs.items()}),
+    ):
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / name)
+        for classes in (5, 9):
+            loaded = build("bot", classes, "resnet18", str(tmp_path / name))
+            assert torch.equal(loaded.neck.weight, network.neck.weight) and torch.equal(
+                loaded.backbone.conv1.weight, network.backbone.conv1.weight
+            )
+            assert (
+                torch.equal(loaded.classifier.weight, network.classifier.weight)
+                if classes == 5
+                else loaded.classifier.out_features == 9
+            )
+
+
+def test_wrong_checkpoints_are_named(tmp_path):
+    for name, content, message in (
+        ("text", None, "not a readable"),
+        ("list", [1, 2], "holds no state_dict"),
+        ("other", {"state_dict": {"conv1.weight": torch.zeros(1)}}, "does not fit"),
+        ("deep", models.resnet34().state_dict(), "unexpected"),
+    ):
+        path = tmp_path / name
+        path.write_text("not a checkpoint") if content is None else torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            build("bot", 5, "resnet18", str(path))
+    with pytest.raises(FileNotFoundError, match="no file"):
+        build("bot", 5, "resnet18", str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="no network"):
+        build("vit", 5)

@@ -1,0 +1,272 @@
+"""pixel_sampling end to end on a miniature PRCC: every network and switch, resuming, pictures, bad input."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TORCHRUN, script
+from PIL import Image
+
+from common import checkpoints
+from pixel_sampling import test as evaluation_script
+from pixel_sampling import train, visualize
+from pixel_sampling.masks import LUT, write_labels
+
+TINY = (
+    "--weights none --backbone resnet18 --height 32 --width 16 --batch-size 8 --num-instances 2 --iters 2 --epochs 1 "
+    "--eval-period 1 --workers 1 --lr 0.01"
+).split()
+PLAIN = ["--ps-mode", "off", "--consistency", "none"]
+MODES = {
+    "T2-c": [],
+    "T2-a": PLAIN,
+    "T2-b": ["--consistency", "none"],
+    "T2-e": ["--re"],
+    "atr18": ["--mask-format", "atr18", "--cache", "off"],
+    "T3-pcb": ["--arch", "pcb", "--consistency", "none"],
+    "T3-mgn": ["--arch", "mgn", "--consistency", "none"],
+    "T3-hpm": ["--arch", "hpm", "--consistency", "none"],
+    "T4-head": ["--arch", "head", *PLAIN],
+    "T4-hb": ["--arch", "head_body", *PLAIN],
+    "X5": ["--ps-mode", "flat", "--mask-align", "none", "--aug", "code", "--consistency", "sigmoid"],
+    "X6": "--ps-mode random --ps-classes upper --consistency mse --selection test-best".split(),
+    "bf16": "--amp bf16 --height 64 --width 32".split(),  # tiny bf16 maps are not reliable on CPUs
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A miniature PRCC: coloured people with a head, a shirt, trousers and shoes; other clothes in camera C."""
+    base, rng = tmp_path_factory.mktemp("prcc_data"), np.random.default_rng(0)
+    root = base / "prcc"
+    for pid in range(1, 9):
+        head, shoes = rng.integers(0, 256, (2, 3))
+        days = rng.integers(0, 256, (2, 2, 3))
+        for camid, camera in enumerate("ABC"):
+            for n in range(2):
+                labels = np.zeros((48, 24), np.uint8)
+                for part, rows in ((11, (2, 10)), (4, (10, 26)), (6, (26, 42)), (9, (42, 47))):
+                    labels[rows[0] : rows[1], 6 + n : 18 + n] = part
+                picture = np.full((48, 24, 3), 90 + 20 * camid) + rng.normal(0, 10, (48, 24, 3))
+                for part, colour in (
+                    (11, head),
+                    (4, days[int(camid == 2)][0]),
+                    (6, days[int(camid == 2)][1]),
+                    (9, shoes),
+                ):
+                    picture[labels == part] = colour
+                name = (
+                    f"train/{pid:03d}/{camera}_cropped_rgb{n + 1:03d}"
+                    if pid <= 5
+                    else f"test/{camera}/{pid:03d}/cropped_rgb{n + 1:03d}"
+                )
+                image = root / "rgb" / f"{name}.jpg"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(image, quality=95)
+                write_labels(root / "mask_atr18" / f"{name}.png", labels)
+                write_labels(root / "mask" / f"{name}.png", LUT[labels])
+    return base
+
+
+def run(data_dir, out, *flags):
+    """One training in this process: the result file and the log lines."""
+    places = ["--data-dir", str(data_dir), "--logs-dir", str(out / "logs"), "--results-dir", str(out / "results")]
+    train.main(train.parse_args([*TINY, *places, *map(str, flags)]))
+    (result,) = (out / "results").rglob("seed0.json")
+    log = result.with_suffix(".log.jsonl").read_text().splitlines()
+    return json.loads(result.read_text()), [json.loads(line) for line in log]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:prcc under")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_network_and_switch_trains_evaluates_and_records(data_dir, tmp_path, mode):
+    result, log = run(data_dir, tmp_path, *MODES[mode])
+    assert [line["epoch"] for line in log] == [1] and all(np.isfinite(line["loss"]) for line in log)
+    assert ("consistency" in log[0]) == (mode in ("T2-c", "T2-e", "atr18", "X5", "X6", "bf16"))
+    metrics = result["metrics"]
+    for query in ("cross", "same"):
+        assert {
+            f"{query}.{k}" for k in ("mAP", "rank1", "rank5", "rank10", "mINP", "single10.rank1", "single10.mrr")
+        } <= metrics.keys()
+    best = mode == "X6"
+    assert (
+        result["selection"] == ("best_on_test" if best else "last")
+        and ("last.cross.rank1" if best else "best.cross.rank1") in metrics
+    )
+    assert result["protocol"]["gallery_draws"] == {"multi": 1, "single10": 10} and result["data"]["ids"] == 8
+
+
+def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
+    whole, log = run(data_dir, tmp_path / "whole", "--epochs", 2)
+    places = [
+        "--data-dir",
+        str(data_dir),
+        "--logs-dir",
+        str(tmp_path / "cut/logs"),
+        "--results-dir",
+        str(tmp_path / "cut/results"),
+    ]
+    arguments = train.parse_args([*TINY, "--epochs", "2", *places])
+
+    class Killed(Exception):
+        pass
+
+    def stop(*args, **options):
+        original(*args, **options)
+        if args[1] == 1:
+            raise Killed
+
+    original, train.runtime.save = train.runtime.save, stop
+    try:
+        with pytest.raises(Killed):
+            train.main(arguments)
+    finally:
+        train.runtime.save = original
+    result, again = run(data_dir, tmp_path / "cut", "--epochs", 2, "--resume")
+    assert again == log and result["metrics"] == whole["metrics"]
+    states = [
+        checkpoints.read(next((tmp_path / part / "logs").rglob("checkpoint_0002.pt")))["state_dict"]
+        for part in ("whole", "cut")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data_dir, tmp_path, capsys):
+    ours, _ = run(data_dir, tmp_path / "ours")
+    run(data_dir, tmp_path / "hpm", "--arch", "hpm", "--consistency", "none")
+    folders = {
+        name: str(next((tmp_path / name / "logs").rglob("checkpoint_0001.pt")).parent) for name in ("ours", "hpm")
+    }
+    evaluation_script.main(
+        evaluation_script.parse_args(["--checkpoint", folders["ours"], "--csv", str(tmp_path / "out.csv"), "-j", "1"])
+    )
+    rows = {
+        (row["query"], row["protocol"]): row for row in csv.DictReader(open(tmp_path / "out.csv", encoding="utf-8"))
+    }
+    assert set(rows) == {(q, p) for q in ("cross", "same") for p in ("multi", "single10")}
+    for (query, protocol), row in rows.items():
+        prefix = query + (".single10" if protocol == "single10" else "")
+        assert float(row["rank1"]) == ours["metrics"][f"{prefix}.rank1"]
+        assert (row["mAP"] == "") == (protocol == "single10") == (row["mrr"] != "")
+    flags = ["--data-dir", str(data_dir), "--out", str(tmp_path / "figures"), "-j", "1"]
+    networks = ["--checkpoint", folders["ours"], "--against", folders["hpm"], "--number", "3"]
+    capsys.readouterr()
+    for figure in (
+        ["1", "--number", "5"],
+        ["3"],
+        ["4", *networks],
+        ["4", *networks, "--split", "train", "--cam", "raw"],
+        ["5", *networks, "--query", "same"],
+    ):
+        visualize.main(visualize.parse_args([*figure, *flags]))
+    drawn = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
+    assert len(drawn) >= 8
+    for path in drawn:
+        if path.endswith(".png"):
+            assert min(Image.open(path).size) > 100
+        else:
+            listed = list(csv.DictReader(open(path, encoding="utf-8")))
+            assert (
+                len(listed) == 6 * 6 and {"query", "gallery", "rank", "match"} <= listed[0].keys()
+            )  # 6 queries, 6 gallery images
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_give_one_result(data_dir, tmp_path):
+    flags = [
+        *TINY,
+        "--epochs",
+        "1",
+        "--data-dir",
+        data_dir,
+        "--logs-dir",
+        tmp_path / "logs",
+        "--results-dir",
+        tmp_path / "results",
+    ]
+    done = script("pixel_sampling/train.py", *flags, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = (tmp_path / "results").rglob("seed0.json")
+    assert (
+        json.loads(result.read_text())["env"]["world_size"] == 2 and "2 identities x 2 images a process" in done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--arch", "pcb"], "--consistency compares"),
+        (PLAIN[:2], "--consistency compares"),
+        (["--arch", "head", "--consistency", "none"], "without pixel sampling"),
+        (["--mask-align", "none"], "--aug code"),
+        (["--batch-size", "9"], "nearest: 8"),
+        (["--label-smooth", "1"], "outside"),
+        (["--epochs", "0"], "at least 1"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args([*TINY, *flags])
+    assert message in capsys.readouterr().err
+
+
+def copied(data_dir, tmp_path):
+    shutil.copytree(data_dir / "prcc", tmp_path / "data/prcc", ignore=shutil.ignore_patterns(".reid_cache"))
+    return tmp_path / "data"
+
+
+def test_missing_masks_are_counted_and_warned_and_training_goes_on(data_dir, tmp_path):
+    data = copied(data_dir, tmp_path)
+    for mask in sorted((data / "prcc/mask/train").rglob("*.png"))[:7]:
+        mask.unlink()
+    with pytest.warns(UserWarning, match="7 of 30 images .*have no mask"):
+        result, _ = run(data, tmp_path)
+    assert np.isfinite(result["metrics"]["cross.mAP"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.zeros((20, 10), np.uint8)),
+            "is 10x20 but its image is 24x48",
+        ),
+        (
+            lambda root: write_labels(root / "mask/train/001/A_cropped_rgb001.png", np.full((48, 24), 9, np.uint8)),
+            "use --mask-format atr18",
+        ),
+        (
+            lambda root: (root / "rgb/train/002/B_cropped_rgb001.jpg").write_bytes(b"\xff\xd8 cut"),
+            "B_cropped_rgb001.jpg: cannot be decoded",
+        ),
+    ],
+)
+def test_wrong_masks_and_images_end_the_run_before_training(data_dir, tmp_path, change, message):
+    data = copied(data_dir, tmp_path)
+    change(data / "prcc")
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path)
+
+
+def test_clothes_absent_from_all_masks_train_with_finite_losses(data_dir, tmp_path):
+    """X' = X, so f = f' and the distance of Eq. (3) is zero for every pair."""
+    data = copied(data_dir, tmp_path)
+    for mask in sorted((data / "prcc/mask/train").rglob("*.png")):
+        write_labels(mask, np.zeros((48, 24), np.uint8))
+    _, log = run(data, tmp_path)
+    assert np.isfinite(log[0]["loss"]) and log[0]["consistency"] < 1e-3
+
+
+def test_foreign_checkpoints_are_named(data_dir, tmp_path):
+    torch.save({"x": 1}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="no checkpoint of this repository"):
+        evaluation_script.load_network(str(tmp_path / "foreign.pt"))
+    with pytest.raises(FileNotFoundError):
+        evaluation_script.load_network(str(tmp_path / "gone"))
+    done = script(ROOT / "pixel_sampling/test.py", "--checkpoint", tmp_path / "foreign.pt", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
