@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from common.synthetic import layouts
+from common.synthetic import layouts, street
 
 VERSION = 3  # raised when the same seed gives other bytes than before
 STAMP = "SYNTHETIC"
@@ -32,13 +32,14 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     name, so the root appears complete or not at all. `workers` processes (default: all cores) do not change a byte.
     Raises ValueError for unknown names and sizes, FileExistsError if the root holds anything but synthetic data.
     """
-    if name not in layouts.PLANS:
-        raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(layouts.PLANS)}")
+    roots = layouts.ROOTS | street.ROOTS
+    if name not in roots:
+        raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(roots)}")
     if size not in layouts.SIZES:
         raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
-    root = Path(out_dir) / layouts.ROOTS[name]
+    root = Path(out_dir) / roots[name]
     stamp = {"size": size, "seed": seed, "version": VERSION}
     if _stamp(root) == stamp:
         return root
@@ -48,7 +49,7 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     _sweep(root.parent, prefix)
     draft = root.parent / f"{prefix}.{os.getpid()}.tmp"
     try:
-        _fill(draft, name, size, seed, workers)
+        (street.fill if name in street.ROOTS else _fill)(draft, name, size, seed, workers)
         for folder in (draft, *(draft / part for part in ("labeled", "detected") if (draft / part).is_dir())):
             (folder / STAMP).write_text(json.dumps(stamp) + "\n")
         if _stamp(root) == stamp:  # somebody else was faster
