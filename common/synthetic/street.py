@@ -26,7 +26,7 @@ from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 
 ROOTS = {"coco": "coco", "voc": "VOCdevkit"}
 CODES = {"coco": 21, "voc": 22}  # apart from those of layouts.CODES
-SCENES = {("coco", "small"): (300, 40), ("coco", "full"): (64115, 2693), ("voc", "small"): (60, 0), ("voc", "full"): (11540, 0)}
+SCENES = {("coco", "small"): (240, 24), ("coco", "full"): (64115, 2693), ("voc", "small"): (40, 0), ("voc", "full"): (11540, 0)}
 SHAPES = ((480, 640), (426, 640), (375, 500), (640, 480))
 PLACES = 48  # streets; every one has its camera
 SCALE = 2  # drawn this much larger than stored, for soft edges
