@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace) -> Path:
     draft = root.with_name(f".{root.name}.{os.getpid()}.tmp")
     try:
         rows = cut_all(people, draft, args) + mixed(args, draft)
-        report(rows, real=bool(args.coco and args.voc))
+        report(rows, whole=bool(args.coco and args.voc) and not (Path(args.voc[0]).parent / MARKER).is_file())
         finish(draft, rows)
         shutil.rmtree(root, ignore_errors=True)
         os.replace(draft, root)
@@ -213,8 +213,11 @@ def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------------ reporting
 
 
-def report(rows: list[dict], real: bool) -> None:
-    """Print counts by source and reason, and everybody if there are few. Raises: ValueError if nothing is kept."""
+def report(rows: list[dict], whole: bool) -> None:
+    """Print counts by source and reason, and everybody if there are few; `whole`: compare with the paper's count.
+
+    Raises: ValueError if nothing is kept.
+    """
     if len(rows) <= LISTED:
         for row in rows:
             size = f"{row['box'][2] - row['box'][0]} x {row['box'][3] - row['box'][1]}" if row["box"] else ""
@@ -229,7 +232,7 @@ def report(rows: list[dict], real: bool) -> None:
     if not kept:
         told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
         raise ValueError(f"no crop is left of {len(rows)} people ({told}); use --kpt none or smaller --min-w and --min-h")
-    if real and abs(kept - PUBLISHED) > 0.05 * PUBLISHED:
+    if whole and abs(kept - PUBLISHED) > 0.05 * PUBLISHED:
         print(f"note: {kept} crops, the paper has {PUBLISHED}; --kpt and --kpt-thr move the number", file=sys.stderr)
 
 

@@ -65,7 +65,7 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
     """
     state = checkpoints.read(path)
     stored = state["args"]
-    if "mask_loss" not in stored and "folded_from" not in state["extra"]:
+    if "mask_loss" not in stored:
         raise ValueError(f"{path} is no pre-training checkpoint of prsnet; give --weights best.pt of prsnet/pretrain.py, or none")
     check_same(path, stored, flags)
     weights = {k.removeprefix("encoder."): v for k, v in checkpoints.strip_prefixes(state["state_dict"]).items() if k.startswith("encoder.")}
