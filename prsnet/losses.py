@@ -2,7 +2,7 @@
 
 A batch is P identities x K slots. feats (P, K, D) are features before the neck, masked (P, K, D) those of the same
 images with hidden blocks, real (P, K) bool says which slots hold an image; the others change no value and no gradient.
-Everything is float32 whatever autocast says.
+Everything is float32 at least, whatever autocast says.
 Deviation: distances are Euclidean, not squared as printed: the margin was tuned so, and squared distances are prone to
 collapse (Hermans et al. 2017); dist="sq" is the printed form.
 """
@@ -27,6 +27,11 @@ def cross_distance(x: Tensor, y: Tensor, dist: str = "l2") -> Tensor:
     return pair_distance(x[:, None], y[None], dist)
 
 
+def fp32(x: Tensor) -> Tensor:
+    """x in float32 at least; float64 stays, which gradient checks need."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def root(squares: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0."""
     return torch.where(squares > 0, squares.clamp_min(1e-24).sqrt(), 0.0)
@@ -34,7 +39,7 @@ def root(squares: Tensor) -> Tensor:
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     """Cross-entropy with label smoothing of the real images: logits (R, C), labels (R,)."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    return F.cross_entropy(fp32(logits), labels, label_smoothing=smoothing)
 
 
 def triplet(feats: Tensor, real: Tensor, margin: float = MARGIN, dist: str = "l2") -> Tensor:
@@ -43,7 +48,7 @@ def triplet(feats: Tensor, real: Tensor, margin: float = MARGIN, dist: str = "l2
     Paper error: Eq. (2) prints ||f(N)||^2 for ||f(A) - f(N)||^2.
     """
     P, K, _ = feats.shape
-    x, r = feats.flatten(0, 1).float(), real.flatten()
+    x, r = fp32(feats.flatten(0, 1)), real.flatten()
     same = torch.arange(P, device=x.device).repeat_interleave(K)
     same = same[:, None] == same[None]
     d = cross_distance(x, x, dist)
@@ -62,7 +67,7 @@ def centre_loss(feats: Tensor, labels: Tensor, centres: Tensor, weight: float = 
     The centres' own gradient is that of weight 1, so that a small weight does not slow them: they have an optimiser of
     their own (SGD, 0.5).
     """
-    f, c = feats.float(), centres[labels]
+    f, c = fp32(feats), centres[labels]
     pull = (f - c.detach()).square().sum(1).mean()
     follow = (f.detach() - c).square().sum(1).mean()
     return weight * pull + follow - follow.detach()
@@ -89,7 +94,7 @@ def centroid_loss(form: str, feats: Tensor, masked: Tensor | None, real: Tensor,
     for i in range(feats.shape[1]):
         rest = real.clone()
         rest[:, i] = False
-        q, c, valid = feats[:, i].float(), group_mean(feats, rest), real[:, i] & rest.any(1)  # (P, D), (P, D), (P,)
+        q, c, valid = fp32(feats[:, i]), group_mean(feats, rest), real[:, i] & rest.any(1)  # (P, D), (P, D), (P,)
         m = group_mean(masked, rest) if form.startswith("mctl") else None
         if form.endswith("authors"):
             slots.append(authors_slot(q, c, m, valid, margin))
@@ -120,7 +125,7 @@ def slot(form: str, q: Tensor, c: Tensor, m: Tensor | None, valid: Tensor, count
 
 def lambdas(counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """lambda1, lambda2 (P,) of Eq. (4): shares of positive and negative images among the masked ones of an anchor."""
-    counts = (counts * valid).float()
+    counts = (counts * valid).to(torch.get_default_dtype())
     positive = counts.clamp_min(1)
     negative = counts.sum() - counts
     return positive / (positive + negative), negative / (positive + negative)
@@ -156,7 +161,7 @@ def authors_slot(q: Tensor, c: Tensor, m: Tensor | None, valid: Tensor, margin: 
 
 def group_mean(feats: Tensor, used: Tensor) -> Tensor:
     """Mean over the used slots, (P, K, D) with (P, K) bool -> (P, D); 0 where none is used."""
-    kept = torch.where(used[..., None], feats.float(), 0.0)
+    kept = torch.where(used[..., None], fp32(feats), 0.0)
     return kept.sum(1) / used.sum(1, keepdim=True).clamp_min(1)
 
 
