@@ -22,12 +22,16 @@ from tqdm import tqdm
 
 from common import checkpoints, images, inputs, processes, records, runtime, transforms
 from prsnet import masking, sampling
-from prsnet.flags import pretrain_args as parse_args
+from prsnet.flags import pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
 
 PROBES = 256  # images, un-augmented and with fixed masks, on which a run is measured
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    return pretrain_args(argv)
 
 
 def build_model(args: Namespace) -> torch.nn.Module:

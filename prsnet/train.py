@@ -20,12 +20,15 @@ from tqdm import tqdm
 
 from common import datasets, images, inputs, processes, runtime, transforms
 from prsnet import losses, masking, protocols, sampling
-from prsnet.flags import train_args as parse_args
-from prsnet.flags import variants, weights_file
+from prsnet.flags import train_args, variants, weights_file
 from prsnet.model import SIZES
 from prsnet.reid import ReID, build_encoder, load_pretrained
 
 ERASE_FILL = {"zero": (0.0, 0.0, 0.0), "mean": transforms.IMAGENET_MEAN}  # in the normalised image
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    return train_args(argv)
 
 
 def build_model(args: Namespace, num_classes: int) -> ReID:
