@@ -106,7 +106,7 @@ def visible(masked: Tensor, hidden: int) -> Tensor:
     flat = masked.flatten(1)
     if flat.device.type == "cpu" and bool((flat.sum(1) != hidden).any()):
         raise ValueError(f"the mask hides {int(flat[0].sum())} blocks; this transformer was built for {hidden}")
-    return flat.to(torch.uint8).argsort(1, stable=True)[:, : flat.shape[1] - hidden]
+    return flat.to(torch.uint8).argsort(dim=1, stable=True)[:, : flat.shape[1] - hidden]
 
 
 class MAE(nn.Module):

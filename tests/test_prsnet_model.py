@@ -157,8 +157,8 @@ def test_folded_network_equals_the_training_network_and_loads_into_plain():
     with torch.inference_mode():
         x = torch.randn(4, 3, 64, 32, generator=draw())
         a, b, c = encoder(x), folded(x), plain(x)
-    assert a.abs().max() > 0.1  # the comparison is of something
-    assert (a - b).abs().max() < 1e-4 and torch.equal(b, c)
+    assert a.abs().max() > 0.02  # the comparison is of something
+    assert (a - b).abs().max() < 1e-4 * a.abs().max() and torch.equal(b, c)
     assert any(isinstance(m, RepDepthwise) for m in encoder.modules())  # the original is left as it was
 
 

@@ -1,6 +1,6 @@
 """Command line.
 
-    python -m common.synthetic market --out data                 # also duke, cuhk03, msmt17; --size full --seed 1
+    python -m common.synthetic market --out data                 # also duke, cuhk03, msmt17, coco, voc; --size full --seed 1
     python -m common.synthetic sheet --out people.jpg            # one picture that shows everything
 """
 
@@ -8,18 +8,22 @@ import argparse
 import sys
 
 from common import synthetic
-from common.synthetic import layouts
+from common.synthetic import layouts, street
 from common.synthetic.sheet import sheet
 
 
-def main() -> int:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m common.synthetic", description="Render synthetic people.")
-    parser.add_argument("what", help=f"{', '.join(layouts.PLANS)}, or sheet for a contact sheet")
+    parser.add_argument("what", help=f"{', '.join(layouts.ROOTS | street.ROOTS)}, or sheet for a contact sheet")
     parser.add_argument("--out", required=True, help="directory to write to; the picture's path for sheet")
     parser.add_argument("--size", default="small", help="small or full (the real data set's counts)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-j", "--workers", type=int, default=None, help="processes; default all cores")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    args = parse_args()
     try:
         if args.what == "sheet":
             written = sheet(args.out, args.seed)
