@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--num-instances", type=int, help="images of an identity in a batch, K (default: 8; sup: 4)")
     add("--epochs", type=int, help="default: 60; sup: 120")
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
-    add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every third of the epochs; sup: warm-up, then 1/3, 7/12")
+    add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
     runtime.add_run_flags(parser)
     return runtime.parse(parser, "aff_scl", argv, complete)

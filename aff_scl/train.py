@@ -51,8 +51,7 @@ def build(args, run, num_classes):
         convert_dsbn(model)
     model = model.to(run.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    third = max(1, args.epochs // 3)
-    factor = warmup_steps(args.epochs) if args.mode == "sup" else lambda epoch: 0.1 ** (epoch // third)
+    factor = warmup_steps(args.epochs) if args.mode == "sup" else lambda epoch: 0.1 ** (epoch // 20)  # sec. 4.2
     return processes.parallel(run, model), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
@@ -247,7 +246,8 @@ def main(args):
     runtime.open_log(run, inputs.data_name(data))
     test_store = inputs.open_images(run, data.query + data.gallery, args.height, args.width, name=f"{data.name} test")
     model, optimizer, scheduler = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)
-    grad_scaler, augment = runtime.scaler(run), transforms.Augment()
+    grad_scaler = runtime.scaler(run)
+    augment = transforms.Augment(erase_law="uniform")  # the ratio law of reid-strong-baseline and its descendants
     if args.weights == "none":
         calibrate(run, runtime.bare(model), target.store)
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)

@@ -75,14 +75,18 @@ def column_terms(norms: torch.Tensor, metric: str) -> torch.Tensor:
     return norms.clamp(min=1e-24).rsqrt_() if metric == "cosine" else norms
 
 
+def products(x: torch.Tensor, y: torch.Tensor, metric: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """(b, M) the matrix product within `block`: -2 x.y, or -x.y for the cosine."""
+    return torch.mm(-x if metric == "cosine" else x * -2, y.T, out=out)
+
+
 def block(x: torch.Tensor, y: torch.Tensor, y_terms: torch.Tensor, metric: str, out: torch.Tensor | None = None):
     """(b, M) float32 that orders each row as the distance does: distance up to a constant of the row.
 
     It is ||y||^2 - 2 x.y for both Euclidean metrics, and -||x|| cos(x, y) for the cosine.
     """
-    if metric == "cosine":
-        return torch.mm(-x, y.T, out=out).mul_(y_terms)
-    return torch.mm(x * -2, y.T, out=out).add_(y_terms)
+    result = products(x, y, metric, out)
+    return result.mul_(y_terms) if metric == "cosine" else result.add_(y_terms)
 
 
 def finish(blocks: torch.Tensor, x_terms: torch.Tensor, metric: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from common.distances import Array
 from common.images import ImageStore, batches
 from common.transforms import normalize
 
-BLOCK_BYTES = 20 * 2**20  # of one block of distances; ranking needs two of that size
+BLOCK_BYTES = 16 * 2**20  # of one block of distances; ranking needs two of that size
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -147,12 +147,13 @@ def rank_metrics(
     pairs = _Pairs(len(query), len(gallery), query_pids, gallery_pids, query_camids, gallery_camids, max_rank)
     terms = distances.column_terms(norms, metric)[pairs.kept].to(query.device)
     gallery = gallery[pairs.kept].to(query.device)
+    combine = (np.multiply, torch.mul) if metric == "cosine" else (np.add, torch.add)
     with distances.fp32(query.device):
 
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
-            distances.block(query[start:stop], gallery, terms, metric, out=out)
+            distances.products(query[start:stop], gallery, metric, out=out)
 
-        return _metrics(fill, pairs, query.device, torch.float32, max_rank, chunk)
+        return _metrics(fill, pairs, _Sorter(query.device, terms, combine), torch.float32, max_rank, chunk)
 
 
 def rank_metrics_from_distances(
@@ -181,7 +182,7 @@ def rank_metrics_from_distances(
             raise ValueError(f"dist: NaN or Inf in row {start + row}")
 
     dtype = dist.dtype if dist.dtype == torch.float64 else torch.float32
-    return _metrics(fill, pairs, dist.device, dtype, max_rank, chunk)
+    return _metrics(fill, pairs, _Sorter(dist.device), dtype, max_rank, chunk)
 
 
 class _Pairs:
@@ -236,12 +237,37 @@ def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + count, count)
 
 
-def _metrics(fill, pairs: _Pairs, device: torch.device, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
+class _Sorter:
+    """Sorts the rows of a block, after combining them with `terms` (G,) if given, by (numpy function, torch function).
+
+    On the CPU a few rows at a time, while they are in cache: numpy's sort is several times faster than torch's.
+    """
+
+    def __init__(self, device: torch.device, terms: torch.Tensor | None = None, combine: tuple = ()):
+        self.device, self.terms, self.combine = device, terms, combine
+
+    def __call__(self, dist: torch.Tensor, ordered: torch.Tensor, pool: ThreadPoolExecutor) -> None:
+        """Combines dist (b, G) in place and writes its rows, each ascending, into `ordered`."""
+        if self.device.type == "cpu":
+            list(pool.map(self._sort_few, dist.numpy(), ordered.numpy()))
+            return
+        if self.terms is not None:
+            self.combine[1](dist, self.terms, out=dist)
+        ordered.copy_(dist.sort(dim=1).values)
+
+    def _sort_few(self, source: np.ndarray, target: np.ndarray) -> None:
+        if self.terms is not None:
+            self.combine[0](source, self.terms.numpy(), out=source)
+        target[...] = source
+        target.sort(axis=-1)
+
+
+def _metrics(fill, pairs: _Pairs, sort: _Sorter, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
     """Ranks every match block by block; fill(start, stop, out) writes the distances of queries start..stop."""
     size = distances.rows_per_block(pairs.num_gallery, chunk, BLOCK_BYTES * 4 // dtype.itemsize)
     size = min(size, pairs.num_query)
-    buffers = torch.empty(2, size, pairs.num_gallery, dtype=dtype, device=device)
-    junk_columns = torch.from_numpy(pairs.junk_columns).to(device)
+    buffers = torch.empty(2, size, pairs.num_gallery, dtype=dtype, device=sort.device)
+    junk_columns = torch.from_numpy(pairs.junk_columns).to(sort.device)
     ranks = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for start in range(0, pairs.num_query, size):
@@ -249,29 +275,17 @@ def _metrics(fill, pairs: _Pairs, device: torch.device, dtype: torch.dtype, max_
             dist, ordered = buffers[0, :stop - start], buffers[1, :stop - start]
             fill(start, stop, dist)
             dist.index_fill_(1, junk_columns, torch.inf)
-            low, high = np.searchsorted(pairs.junk_rows, (start, stop))
-            rows, columns = (torch.from_numpy(a[low:high]).to(device) for a in (pairs.junk_rows, pairs.junk))
-            dist[rows - start, columns] = torch.inf
-            low, high = np.searchsorted(pairs.rows, (start, stop))
-            rows, columns = (torch.from_numpy(a[low:high]).to(device) for a in (pairs.rows, pairs.columns))
-            _sort_rows(dist, ordered, pool)
-            ranks.append(_ranks(dist, ordered, rows - start, columns))
+            rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, sort.device)
+            dist[rows, columns] = torch.inf
+            sort(dist, ordered, pool)
+            ranks.append(_ranks(dist, ordered, *_part(pairs.rows, pairs.columns, start, stop, sort.device)))
     return _summary(pairs, torch.cat(ranks).cpu().numpy(), max_rank)
 
 
-def _sort_rows(dist: torch.Tensor, ordered: torch.Tensor, pool: ThreadPoolExecutor) -> None:
-    """Writes each row of dist, ascending, into `ordered`."""
-    if dist.device.type != "cpu":
-        ordered.copy_(dist.sort(dim=1).values)
-        return
-    source, target = dist.numpy(), ordered.numpy()
-
-    def sort(part: slice) -> None:  # numpy's vectorised sort is several times faster than torch's, and frees the lock
-        target[part] = source[part]
-        target[part].sort(axis=1)
-
-    rows = -(-len(source) // (2 * torch.get_num_threads()))
-    list(pool.map(sort, (slice(first, first + rows) for first in range(0, len(source), rows))))
+def _part(rows: np.ndarray, columns: np.ndarray, start: int, stop: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of queries start..stop; rows count from start."""
+    low, high = np.searchsorted(rows, (start, stop))
+    return torch.from_numpy(rows[low:high] - start).to(device), torch.from_numpy(columns[low:high]).to(device)
 
 
 def _ranks(dist: torch.Tensor, ordered: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -285,12 +299,10 @@ def _ranks(dist: torch.Tensor, ordered: torch.Tensor, rows: torch.Tensor, column
     table = dist.new_zeros(len(dist), int(count.max()) if len(rows) else 0)
     table[rows, place] = value
     closer = torch.searchsorted(ordered, table)[rows, place]
-    until = torch.searchsorted(ordered, table, right=True)[rows, place]
-    tied = (until - closer > 1).nonzero()[:, 0]
-    index = torch.arange(dist.shape[1], device=dist.device)
-    for part in tied.split(32):
-        equal = dist[rows[part]] == value[part, None]
-        closer[part] += (equal & (index < columns[part, None])).sum(1)
+    tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
+    tied &= closer + 1 < ordered.shape[1]
+    for p in tied.nonzero()[:, 0].tolist():
+        closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
     return closer
 
 

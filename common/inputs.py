@@ -30,7 +30,12 @@ def data_name(data: datasets.Dataset) -> str:
     """`market`, or `market-synthetic-small` for synthetic people: the folder of this data's logs and results."""
     if data.kind == "real":
         return data.name
-    return f"{data.name}-synthetic-{json.loads((Path(data.root) / 'SYNTHETIC').read_text())['size']}"
+    return f"{data.name}-synthetic-{_stamp(data)['size']}"
+
+
+def _stamp(data: datasets.Dataset) -> dict:
+    """Size, seed and version of the renderer that wrote a synthetic data set."""
+    return json.loads((Path(data.root) / "SYNTHETIC").read_text())
 
 
 def describe(data: datasets.Dataset) -> dict:
@@ -43,6 +48,7 @@ def describe(data: datasets.Dataset) -> dict:
         "ids": len({s.pid for s in samples if s.pid > 0}),
         "cams": len({s.camid for s in samples}),
         "digest": data.digest(),
+        **({"rendered": _stamp(data)} if data.kind == "synthetic" else {}),
     }
 
 

@@ -1,9 +1,9 @@
 """k-reciprocal Jaccard distance, DBSCAN on it, and re-ranking: exact, sparse, memory O(N x entries of a row).
 
-The neighbours of i are its nearest rows by Euclidean distance, i itself first. R(i) are those among the first n1 that have
-i among their first n1, H(i) the same with n2. R*(i) adds to R(i) every H(j), j in R(i), more than two thirds of which lie
-in R(i). V_i is a softmax of minus squared distances over R*(i), then averaged over the first k2 neighbours of i. With
-s_ij = sum_g min(V_ig, V_jg) the distance is J_ij = 1 - s_ij / (2 - s_ij), which is 1 without common support.
+The neighbours of i are its nearest rows by Euclidean distance, i itself first. R(i) are those among the first n1 that
+have i among their first n1, H(i) the same with n2. R*(i) adds to R(i) every H(j), j in R(i), more than two thirds of
+which lie in R(i). V_i is a softmax of minus squared distances over R*(i), then averaged over the first k2 neighbours of
+i. With s_ij = sum_g min(V_ig, V_jg) the distance is J_ij = 1 - s_ij / (2 - s_ij), which is 1 without common support.
 The products run on the device of the features, the sparse algebra on the CPU.
 """
 
@@ -21,6 +21,7 @@ from common.evaluation import ranges
 UNIT_TOLERANCE = 1e-3
 BLOCK_PAIRS = 2**20  # pairs of entries that share a column, expanded at a time and thread
 BLOCK_CELLS = 2**18  # sums kept at a time and thread; small enough for a core's cache
+BLOCKS_AHEAD = 64  # results that may wait to be stored
 
 
 def jaccard_distance(feats: Array, k1: int = 30, k2: int = 6, chunk: int | None = None) -> sparse.csr_matrix:
@@ -42,9 +43,7 @@ def jaccard_distance(feats: Array, k1: int = 30, k2: int = 6, chunk: int | None 
         n1, n2 = min(k1, len(x)), min(round(k1 / 2) + 1, len(x))
         indices, dist, _ = distances.self_neighbours(x, norms, max(n1, n2, min(k2, len(x))), "sqeuclidean", chunk)
         v = _encode(x, indices.cpu().numpy(), dist.cpu().numpy(), n1, n2, k2, np.ones(len(x)))
-    columns = _Columns(v)
-    after = columns.place + 1  # of each entry, its column's entries in later rows: every pair once
-    return _symmetric(_sums_above(v, columns, after))
+    return _sparse_jaccard(v)
 
 
 def re_rank(
@@ -54,7 +53,7 @@ def re_rank(
 
     d_ij is the squared Euclidean distance over the largest of row i among query and gallery together; the neighbours
     are k1 + 1 and round(k1 / 2) + 1 including the row itself, which always comes first; the result is
-    lambda_value * d + (1 - lambda_value) * J. Memory: the result, a copy of the features, one block of `chunk` x (Q + G).
+    lambda_value * d + (1 - lambda_value) * J. Memory: the result, a copy of the features, a block `chunk` x (Q + G).
     Raises: ValueError for NaN or Inf, unequal D, empty query or gallery, k1 or k2 below 1, lambda_value outside [0, 1].
     """
     (q, q_norms), (g, g_norms) = distances.features(query, "query"), distances.features(gallery, "gallery")
@@ -96,9 +95,9 @@ def cluster(dist: sparse.csr_matrix, eps: float, min_samples: int = 4) -> np.nda
     dist, n = dist.tocsr(), dist.shape[0]
     if np.isnan(dist.data).any():
         raise ValueError("dist: holds NaN")
-    rows = np.repeat(np.arange(n, dtype=dist.indices.dtype), np.diff(dist.indptr))
-    near = (dist.data <= float(eps)) & (rows != dist.indices)
-    rows, columns = rows[near], dist.indices[near]
+    near = np.flatnonzero(dist.data <= float(eps))
+    rows, columns = np.searchsorted(dist.indptr, near, "right") - 1, dist.indices[near]
+    rows, columns = rows[rows != columns], columns[rows != columns]
     core = np.bincount(rows, minlength=n) + 1 >= min_samples
     inner = core[rows] & core[columns]
     graph = sparse.csr_matrix((np.ones(inner.sum(), bool), (rows[inner], columns[inner])), (n, n))
@@ -175,42 +174,45 @@ def _pair_distances(x: torch.Tensor, pairs: sparse.csr_matrix, indices: np.ndarr
 
 
 class _Columns:
-    """The entries of a csr matrix V sorted by column, then row; `place` is where each csr entry went."""
+    """The entries of a csr matrix V by column, then row: rows, values, and where each column starts and stops."""
 
     def __init__(self, v: sparse.csr_matrix):
         order = np.argsort(v.indices, kind="stable")
-        self.place = np.empty(len(order), dtype=np.int64)
-        self.place[order] = np.arange(len(order))
         self.rows = np.repeat(np.arange(v.shape[0], dtype=np.int32), np.diff(v.indptr))[order]
         self.values = v.data[order]
-        self.stop = np.cumsum(np.bincount(v.indices, minlength=v.shape[1]))
+        size = np.bincount(v.indices, minlength=v.shape[1])
+        self.stop = np.cumsum(size)
+        self.start = self.stop - size
 
 
-def _row_blocks(v: sparse.csr_matrix, count: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
+def _row_blocks(v: sparse.csr_matrix, begin: np.ndarray, stop: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
     """Consecutive row ranges of at most BLOCK_PAIRS pairs and BLOCK_CELLS sums, at least one row each."""
+    count = (stop - begin)[v.indices[:v.indptr[num_rows]]]
     pairs = np.concatenate([[0], np.cumsum(count)])[v.indptr[:num_rows + 1]]
     most = max(1, BLOCK_CELLS // v.shape[1])
-    blocks, start = [], 0
-    while start < num_rows:
-        stop = int(np.searchsorted(pairs, pairs[start] + BLOCK_PAIRS, "right")) - 1
-        stop = min(max(stop, start + 1), start + most, num_rows)
-        blocks.append((start, stop))
-        start = stop
+    blocks, first = [], 0
+    while first < num_rows:
+        last = int(np.searchsorted(pairs, pairs[first] + BLOCK_PAIRS, "right")) - 1
+        last = min(max(last, first + 1), first + most, num_rows)
+        blocks.append((first, last))
+        first = last
     return blocks
 
 
 def _min_sums(v, columns: _Columns, begin: np.ndarray, start: int, stop: int, offset: int) -> np.ndarray:
-    """s_ij, float64 (stop - start, N - offset), for rows i in start..stop and j in offset..N, columns of V at a time.
+    """s_ij, float64 (stop - start, N - offset), for the rows i in start..stop and j in offset..N.
 
-    `begin` says for each csr entry where in its column the rows j begin that it is to be paired with.
+    begin (N,) says where in each column of V the rows from `offset` on start. Every sum adds its columns in ascending
+    order, so s_ij and s_ji are equal to the bit.
     """
     entries = slice(v.indptr[start], v.indptr[stop])
-    first = begin[entries]
+    first = begin[v.indices[entries]]
     count = columns.stop[v.indices[entries]] - first
     width = v.shape[0] - offset
     local = np.repeat(np.arange(stop - start) * width - offset, np.diff(v.indptr[start:stop + 1]))
     partner = ranges(first, count)
-    value = np.minimum(columns.values[partner], np.repeat(v.data[entries], count))
+    value = columns.values[partner]
+    np.minimum(value, np.repeat(v.data[entries], count), out=value)
     cell = np.repeat(local, count)
     cell += columns.rows[partner]
     return np.bincount(cell, value, (stop - start) * width).reshape(stop - start, width)
@@ -225,55 +227,47 @@ def _distance(s: np.ndarray) -> np.ndarray:
     return s.clip(min=0, out=s)
 
 
-def _sums_above(v: sparse.csr_matrix, columns: _Columns, begin: np.ndarray) -> sparse.csr_matrix:
-    """Jaccard distances below 1 of the pairs i < j, float32 csr (N, N)."""
+def _sparse_jaccard(v: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Jaccard distances below 1, float32 csr (N, N) with sorted rows."""
     n, least = v.shape[0], 2.0**-25  # a smaller s makes a distance that rounds to 1
-    count = columns.stop[v.indices] - begin
+    columns = _Columns(v)
 
-    def work(block: tuple[int, int]):
-        start, stop = block
-        sums = _min_sums(v, columns, begin, start, stop, start).ravel()
+    def work(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sums = _min_sums(v, columns, columns.start, *block, 0).ravel()
         cells = np.flatnonzero(sums > least)
         value = _distance(sums[cells].astype(np.float32))
-        starts = np.arange(stop - start + 1) * (n - start)
+        starts = np.arange(block[1] - block[0] + 1) * n
         lengths = np.diff(np.searchsorted(cells, starts))
-        column = (cells - np.repeat(starts[:-1] - start, lengths)).astype(np.int32)
-        return lengths, column, value
+        cells -= np.repeat(starts[:-1], lengths)
+        return lengths, cells.astype(np.int32), value
 
+    indices, data = np.empty(n, np.int32), np.empty(n, np.float32)
+    lengths, used = [np.zeros(1, np.int64)], 0
+    blocks = _row_blocks(v, columns.start, columns.stop, n)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        lengths, indices, values = zip(*pool.map(work, _row_blocks(v, count, n)))
-    pointers = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return sparse.csr_matrix((np.concatenate(values), np.concatenate(indices), pointers), (n, n))
-
-
-def _symmetric(upper: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The whole matrix from its part above the diagonal, with explicit zeros on the diagonal, rows sorted."""
-    n = upper.shape[0]
-    lower = upper.T.tocsr()
-    below, above = np.diff(lower.indptr), np.diff(upper.indptr)
-    pointers = np.concatenate([[0], np.cumsum(below.astype(np.int64) + above + 1)])
-    indices, data = np.empty(pointers[-1], np.int32), np.zeros(pointers[-1], np.float32)
-    for i in range(n):
-        start, stop = pointers[i], pointers[i + 1]
-        middle = start + below[i]
-        for target, part in ((indices, "indices"), (data, "data")):
-            target[start:middle] = getattr(lower, part)[lower.indptr[i]:lower.indptr[i + 1]]
-            target[middle + 1:stop] = getattr(upper, part)[upper.indptr[i]:upper.indptr[i + 1]]
-        indices[middle] = i
-    return sparse.csr_matrix((data, indices, pointers), (n, n))
+        for group in range(0, len(blocks), BLOCKS_AHEAD):
+            for length, index, value in pool.map(work, blocks[group:group + BLOCKS_AHEAD]):
+                lengths.append(length)
+                stop = used + len(value)
+                if stop > len(data):  # in place, so that no second copy of the matrix is ever held
+                    for array in (indices, data):
+                        array.resize(stop + stop // 8, refcheck=False)
+                indices[used:stop], data[used:stop] = index, value
+                used = stop
+    for array in (indices, data):
+        array.resize(used, refcheck=False)
+    return sparse.csr_matrix((data, indices, np.cumsum(np.concatenate(lengths))), (n, n))
 
 
 def _dense_jaccard(v: sparse.csr_matrix, num_query: int, device: torch.device) -> torch.Tensor:
     """(Q, G) float32 Jaccard distances of the first rows of V to the others."""
     columns, n = _Columns(v), v.shape[0]
-    num_before = np.bincount(v.indices[:v.indptr[num_query]], minlength=n)
-    begin = (columns.stop - np.bincount(v.indices, minlength=n) + num_before)[v.indices]
+    begin = columns.start + np.bincount(v.indices[:v.indptr[num_query]], minlength=n)
     result = np.empty((num_query, n - num_query), np.float32)
 
     def work(block: tuple[int, int]) -> None:
-        sums = _min_sums(v, columns, begin, *block, num_query)
-        result[slice(*block)] = _distance(sums.astype(np.float32))
+        result[slice(*block)] = _distance(_min_sums(v, columns, begin, *block, num_query).astype(np.float32))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, _row_blocks(v, columns.stop[v.indices] - begin, num_query)))
+        list(pool.map(work, _row_blocks(v, begin, columns.stop, num_query)))
     return torch.from_numpy(result).to(device)

@@ -21,21 +21,26 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision
 ATTEMPTS = 10  # draws of a rectangle before giving up, as in torchvision
+CPU_BLOCK = 16  # images cropped at a time on the CPU, so that padded copies stay in its cache
 
 
 def normalize(images: Tensor, mean: tuple = IMAGENET_MEAN, std: tuple = IMAGENET_STD) -> Tensor:
-    """(x - mean) / std a channel, float32 (B, C, H, W), of uint8 images (scaled to [0, 1] first) or of floats in [0,
-    1]."""
+    """(x - mean) / std a channel, float32 (B, C, H, W); uint8 images are scaled to [0, 1] first, floats lie there.
+
+    Not differentiable.
+    """
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    scale = vector(tuple(1 / (unit * s) for s in std), images.device)
-    shift = vector(tuple(-m / s for m, s in zip(mean, std)), images.device)
-    return blank(images).copy_(images).mul_(scale).add_(shift)
+    shift = vector(tuple(-m / s for m, s in zip(mean, std)), images.device)[0]
+    out = blank(images).copy_(images.detach())
+    for b, s, plane in zip(shift, std, out.unbind(1)):  # one pass a channel
+        torch.add(b, plane, alpha=1 / (unit * s), out=plane)
+    return out
 
 
 def flip(images: Tensor, flags: Tensor) -> Tensor:
     """Images (B, C, H, W) mirrored left to right where flags (B,) bool is set."""
-    both = torch.cat([images, images.flip(-1)])
-    return both.index_select(0, mirrored(flags))
+    return torch.cat([images, images.flip(-1)]).index_select(0, torch.arange(len(flags), device=flags.device)
+                                                             + len(flags) * flags)
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor | None = None) -> Tensor:
@@ -43,22 +48,31 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor 
 
     flags (B,) bool mirrors before the padding.
     """
-    images = images if flags is None else flip(images, flags)
     _, channels, height, width = images.shape
-    group = max(1, (2 ** 31 - 1) // (channels * (height + 2 * pad) * (width + 2 * pad) * width))  # torch is slow above
-    parts = [pick_runs(F.pad(some.contiguous(), (pad, pad, pad, pad)), y, x, height, width)
-             for some, y, x in zip(images.split(group), top.split(group), left.split(group))]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    sides = 1 if flags is None else 2
+    group = max(1, (2 ** 31 - 1) // (sides * channels * (height + 2 * pad) * (width + 2 * pad) * width))  # slow above
+    group = min(group, CPU_BLOCK) if images.device.type == "cpu" else group
+    out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    for some, to, y, x, *mirror in zip(*(part.split(group) for part in (images, out, top, left, flags)[:3 + sides])):
+        padded = F.pad(some.contiguous(), (pad, pad, pad, pad))
+        if mirror:
+            padded = torch.cat([padded, padded.flip(-1)])
+            pick_runs(padded, torch.arange(len(some), device=images.device) + len(some) * mirror[0], y, x, to)
+        else:
+            pick_runs(padded, torch.arange(len(some), device=images.device), y, x, to)
+    return out
 
 
-def pick_runs(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Crops (B, C, height, width) of contiguous images: H runs of W neighbours in memory, picked among all runs there are."""
-    batch, channels, rows, columns = padded.shape
-    plane = torch.arange(batch * channels, device=padded.device).view(batch, channels, 1)
+def pick_runs(padded: Tensor, image: Tensor, top: Tensor, left: Tensor, out: Tensor) -> None:
+    """Crop (top, left) of the given images (B,) into contiguous out (B, C, height, width): every row of a crop is a
+    run of neighbours in the memory of padded, picked among all the runs there are."""
+    _, channels, rows, columns = padded.shape
+    height, width = out.shape[-2:]
+    plane = image[:, None, None] * channels + torch.arange(channels, device=padded.device)[:, None]  # (B, C, 1)
     row = plane * rows + top[:, None, None] + torch.arange(height, device=padded.device)
     start = row * columns + left[:, None, None]  # (B, C, H) position of the first pixel
     runs = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))  # overlapping rows, no copy
-    return runs.index_select(0, start.view(-1)).view(batch, channels, height, width)
+    torch.index_select(runs, 0, start.view(-1), out=out.view(-1, width))
 
 
 def resized_crop(images: Tensor, boxes: Tensor, interpolation: str = "bilinear") -> Tensor:
@@ -83,16 +97,20 @@ def erase(images: Tensor, boxes: Tensor, fill: tuple | str, generator: torch.Gen
     fill: one value a channel, or "random" for standard normal noise from the generator. The images themselves are
     overwritten.
     """
-    height, width = images.shape[-2:]
-    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    top, left, box_height, box_width = boxes[:, :, None].unbind(1)  # (B, 1) each
-    inside = (((y >= top) & (y < top + box_height))[:, None, :, None]
-              & ((x >= left) & (x < left + box_width))[:, None, None, :])  # (B, 1, H, W)
-    inside = inside.to(images.dtype)
     if fill == "random":
         values = torch.randn(images.shape, device=images.device, generator=generator)
     else:
         values = vector(fill, images.device)
+    if images.device.type == "cpu":  # the numbers are at hand: write the boxes and nothing else
+        for image, value, (top, left, height, width) in zip(images, values.expand_as(images), boxes.tolist()):
+            inside = (..., slice(top, top + height), slice(left, left + width))
+            image[inside] = value[inside]
+        return images
+    y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+    top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
+    inside = (((y >= top) & (y < top + height))[:, None, :, None]
+              & ((x >= left) & (x < left + width))[:, None, None, :])  # (B, 1, H, W)
+    inside = inside.to(images.dtype)
     return images.mul_(1 - inside).addcmul_(inside, values)
 
 
@@ -318,11 +336,6 @@ def rectangles(heights: Tensor, widths: Tensor, place: Tensor, height: int, widt
     top = (place[..., 0] * (height - heights + 1)).floor()
     left = (place[..., 1] * (width - widths + 1)).floor()
     return torch.stack([side.gather(1, first)[:, 0] for side in (top, left, heights, widths)], 1).long()
-
-
-def mirrored(flags: Tensor) -> Tensor:
-    """Position (B,) of each image in the batch followed by its mirror images."""
-    return torch.arange(len(flags), device=flags.device) + len(flags) * flags
 
 
 def blank(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""common.evaluation.extract: the same features and metrics from one, two and three processes, and modes left as found."""
+"""common.evaluation.extract: the same features and metrics from one, two and three processes, modes left as found."""
 
 import contextlib
 import socket
@@ -18,7 +18,8 @@ class Pictures:
     """What extract asks of an image store."""
 
     def __init__(self, n):
-        self.pixels = torch.randint(0, 256, (n, 3, 16, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(0, 256, (n, 3, 16, 8), generator=generator, dtype=torch.uint8)
 
     def __len__(self):
         return len(self.pixels)

@@ -119,8 +119,8 @@ def test_a_pair_of_copies_is_at_an_explicit_zero():
 def test_follows_a_permutation_of_the_rows(seed):
     x = clustered(200, seed=seed)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
-    np.testing.assert_allclose(dense(jaccard.jaccard_distance(x[order])), dense(jaccard.jaccard_distance(x))[order][:, order],
-                               atol=1e-6)
+    whole, shuffled = (dense(jaccard.jaccard_distance(feats)) for feats in (x, x[order]))
+    np.testing.assert_allclose(shuffled, whole[order][:, order], atol=1e-6)
 
 
 def test_blocks_of_any_size_and_threads_give_the_same_matrix(monkeypatch):
@@ -202,7 +202,8 @@ def test_explicit_zeros_are_neighbours():
 
 def test_well_separated_clusters_are_found():
     labels = torch.arange(20).repeat_interleave(10)
-    x = torch.nn.functional.normalize(torch.eye(20)[labels] + 0.02 * torch.randn(200, 20, generator=torch.Generator().manual_seed(1)))
+    noise = 0.02 * torch.randn(200, 20, generator=torch.Generator().manual_seed(1))
+    x = torch.nn.functional.normalize(torch.eye(20)[labels] + noise)
     found = jaccard.cluster(jaccard.jaccard_distance(x, k1=10), 0.6)
     np.testing.assert_array_equal(found, labels)
 
@@ -223,7 +224,8 @@ import torch
 torch.set_num_threads(1)
 from common import jaccard
 def resident(field):
-    return next(int(l.split()[1]) / 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 N = {n}
 centres = torch.randn(N // 16, 64)
 x = torch.nn.functional.normalize(centres[torch.arange(N) % len(centres)] + 0.3 * torch.randn(N, 64))

@@ -47,7 +47,8 @@ def oracle(query, gallery, k1, k2, lambda_value):
 def case(num_query, num_gallery, d=24, ids=8, noise=0.6, seed=0):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((ids, d)) * 2
-    x = centres[rng.integers(0, ids, num_query + num_gallery)] + noise * rng.standard_normal((num_query + num_gallery, d))
+    n = num_query + num_gallery
+    x = centres[rng.integers(0, ids, n)] + noise * rng.standard_normal((n, d))
     return x[:num_query].astype(np.float32), x[num_query:].astype(np.float32)
 
 
@@ -57,7 +58,8 @@ def case(num_query, num_gallery, d=24, ids=8, noise=0.6, seed=0):
 def test_equals_loop_of_the_published_algorithm(k1, k2, lambda_value, chunk, device):
     query, gallery = case(20, 110, seed=k1)
     expected = oracle(query, gallery, k1, k2, lambda_value)
-    ours = jaccard.re_rank(*(torch.from_numpy(x).to(device) for x in (query, gallery)), k1, k2, lambda_value, chunk=chunk)
+    given = [torch.from_numpy(x).to(device) for x in (query, gallery)]
+    ours = jaccard.re_rank(*given, k1, k2, lambda_value, chunk=chunk)
     assert ours.dtype == torch.float32 and ours.shape == (20, 110)
     ours = ours.cpu().numpy()
     np.testing.assert_allclose(ours, expected, atol=1e-5)
@@ -81,7 +83,8 @@ def test_follows_permutations_of_query_and_gallery():
     query, gallery = case(15, 80, seed=4)
     rng = np.random.default_rng(0)
     q, g = rng.permutation(15), rng.permutation(80)
-    np.testing.assert_allclose(jaccard.re_rank(query[q], gallery[g]), jaccard.re_rank(query, gallery)[q][:, g], atol=1e-6)
+    expected = jaccard.re_rank(query, gallery)[q][:, g]
+    np.testing.assert_allclose(jaccard.re_rank(query[q], gallery[g]), expected, atol=1e-6)
 
 
 def test_identical_features_give_finite_distances():
@@ -98,7 +101,8 @@ def test_kind_of_the_answer_is_that_of_the_query():
 
 @pytest.mark.parametrize("change,words", [
     (dict(k1=0), "k1: "), (dict(k2=0), "k2: "), (dict(lambda_value=1.5), "lambda_value: expected a value in"),
-    (dict(gallery=np.zeros((0, 24), np.float32)), "gallery: empty"), (dict(query=np.zeros((0, 24), np.float32)), "query: empty"),
+    (dict(gallery=np.zeros((0, 24), np.float32)), "gallery: empty"),
+    (dict(query=np.zeros((0, 24), np.float32)), "query: empty"),
     (dict(query=np.full((2, 24), np.nan, np.float32)), "query: NaN"),
     (dict(gallery=np.zeros((3, 5), np.float32)), "feature sizes differ, 24 and 5"),
 ])

@@ -16,6 +16,9 @@ HEIGHT, WIDTH, BASE = 760, 1400, 300  # pixels; BASE is the row where the ground
 KINDS = ("street", "plaza", "grass", "indoor", "campus", "shops")
 
 
+HAZE = 0.55  # how far backgrounds fade to one grey: at 0 an untrained network sees the place before the person
+
+
 class Scene(NamedTuple):
     """All (HEIGHT, WIDTH): image uint8 x 3, infrared uint8, temperature float16 (degrees Celsius)."""
 
@@ -148,4 +151,5 @@ def scene(seed: int) -> Scene:
     grey = image @ np.array([0.35, 0.45, 0.20], np.float32)
     infrared = np.clip(0.85 * grey + 0.45 * plants * (0.6 + grey), 0.03, 0.95)
     temperature = 17.0 + 2.2 * (light - 1) * 4 - 2.0 * plants + 1.2 * (grey - grey.mean())
+    image = HAZE * 0.45 + (1 - HAZE) * image
     return Scene((image * 255).astype(np.uint8), (infrared * 255).astype(np.uint8), temperature.astype(np.float16))

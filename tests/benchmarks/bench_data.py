@@ -5,12 +5,23 @@
     python tests/benchmarks/bench_data.py --device cuda --json bench_data.json
 
 Both sides read the same files in the same order to 256x128 float32 batches on the device, with the list: resize
-(bicubic), flip, pad 10, random crop, to tensor, normalise, random erasing. Medians over rounds; the store is filled
-before the clock starts, and the time that took is printed apart.
+(bicubic), flip, pad 10, random crop, to tensor, normalise, random erasing. The store is filled before the clock
+starts, and the time that took is printed apart. The sides take turns, round by round; each figure is a median over
+the rounds:
+
+  images/s      by the wall clock, from the end of the first batch to the end of the last (start of workers excluded);
+                it says what a training run sees, and falls when other programs use the cores;
+  images/CPU-s  images of all batches over user + system time of this process and of its ended loader processes
+                (start of workers included); it says what the work costs, and hardly depends on other programs. It is
+                steadiest with OMP_NUM_THREADS=1, where no thread spins while it waits for another.
+
+Each is followed by its ratio to the classic loader.
 """
 
 import argparse
+import functools
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -80,17 +91,25 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def rate(stream, number: int, device: torch.device) -> float:
-    """Images per second of an iterable of batches on the device, the first batch (start of workers) not counted."""
+def cpu_seconds() -> float:
+    """User and system time so far of this process and of the children it has waited for."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in usage)
+
+
+def rates(stream, number: int, device: torch.device) -> tuple[float, float]:
+    """Images per second and per CPU-second of a generator of batches on the device, number images in all."""
     wait(device)
-    iterator = iter(stream)
-    first = len(next(iterator))
+    used = cpu_seconds()
+    first = len(next(stream))
     wait(device)
     start = time.perf_counter()
-    for batch in iterator:
+    for batch in stream:
         del batch  # a training step would be done with it
     wait(device)
-    return (number - first) / (time.perf_counter() - start)
+    wall_s = time.perf_counter() - start
+    stream.close()  # the stream has ended, and its processes with it: their time is known
+    return (number - first) / wall_s, number / (cpu_seconds() - used)
 
 
 def classic_stream(paths: list[str], order: np.ndarray, workers: int, device: torch.device):
@@ -112,7 +131,6 @@ def store_stream(images, order: np.ndarray, device: torch.device):
 def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
-    rounds = 2 if args.small else args.rounds
     with tempfile.TemporaryDirectory() as folder:
         if args.data_dir:
             paths = [sample.path for sample in datasets.load("market", args.data_dir).train]
@@ -125,20 +143,31 @@ def main() -> None:
         stores = {"store (disk)": open_images(paths, 256, 128, cache_dir=folder, workers=args.workers)}
         fill_s = time.perf_counter() - start
         stores["store (device)"] = open_images(paths, 256, 128, cache="device", cache_dir=folder, device=device)
-        rates: dict[str, list[float]] = {"classic": [], **{name: [] for name in stores}}
-        for _ in range(rounds):
-            rates["classic"].append(rate(classic_stream(paths, order, args.workers, device), order.size, device))
-            for name, images in stores.items():
-                rates[name].append(rate(store_stream(images, order, device), order.size, device))
-    figures = {name: median(values) for name, values in rates.items()}
-    print(f"{len(paths)} images, batch {args.batch_size}, {device}, classic loader with {args.workers} processes, "
-          f"{torch.get_num_threads()} threads; store filled in {fill_s:.1f} s")
-    for name, value in figures.items():
-        print(f"{name:<16} {value:>10,.0f} images/s {value / figures['classic']:>8.1f} x")
+        streams = {"classic": lambda: classic_stream(paths, order, args.workers, device)}
+        for name, images in stores.items():
+            streams[name] = functools.partial(store_stream, images, order, device)
+        rounds = [{name: rates(make(), order.size, device) for name, make in streams.items()}
+                  for _ in range(2 if args.small else args.rounds)]
+    report(args, len(paths), fill_s, rounds)
+
+
+def report(args: argparse.Namespace, number: int, fill_s: float, rounds: list[dict[str, tuple[float, float]]]) -> None:
+    """Print the medians and their ratios; write them and all rounds to the JSON file if one is asked for."""
+    figures = {}
+    for column, key in enumerate(("images_per_s", "images_per_cpu_s")):
+        medians = {name: median(one[name][column] for one in rounds) for name in rounds[0]}
+        figures[key] = medians
+        figures[f"{key}_ratio"] = {name: value / medians["classic"] for name, value in medians.items()}
+    print(f"{number} images, batch {args.batch_size}, {args.device}, classic loader with {args.workers} processes, "
+          f"{torch.get_num_threads()} threads; store filled in {fill_s:.1f} s; medians of {len(rounds)} rounds")
+    print(f"{'':<16} {'images/s':>10} {'ratio':>8} {'images/CPU-s':>14} {'ratio':>8}")
+    for name in rounds[0]:
+        wall, wall_ratio, cpu, cpu_ratio = (values[name] for values in figures.values())
+        print(f"{name:<16} {wall:>10,.0f} {wall_ratio:>6.1f} x {cpu:>14,.0f} {cpu_ratio:>6.1f} x")
     if args.json:
-        result = {"images": len(paths), "batch_size": args.batch_size, "device": str(device), "workers": args.workers,
-                  "threads": torch.get_num_threads(), "torch": torch.__version__, "fill_s": fill_s, "rounds": rates,
-                  "median_images_per_s": figures}
+        result = {"images": number, "batch_size": args.batch_size, "device": args.device, "workers": args.workers,
+                  "threads": torch.get_num_threads(), "torch": torch.__version__, "fill_s": fill_s, "rounds": rounds,
+                  "medians": figures}
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

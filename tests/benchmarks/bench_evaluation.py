@@ -1,12 +1,13 @@
 """Time and memory of common.evaluation at the size of Market-1501, beside the bare blocked matrix product.
 
-    python tests/benchmarks/bench_evaluation.py                       # 3,368 x 19,732 x 2,048, about a minute on two cores
+    python tests/benchmarks/bench_evaluation.py                # 3,368 x 19,732 x 2,048, about a minute on two cores
     python tests/benchmarks/bench_evaluation.py --small --json out.json
     python tests/benchmarks/bench_evaluation.py --device cuda
 
-Both sides run in turn in one process; medians and their ratio are printed. Features: `clustered` has 750 identities, about
-15 matches a query and 2,798 distractors, most matches near the query; `random` has the same ids and unrelated features,
-so that matches lie anywhere in the list. `junk` adds the 3,819 pid -1 boxes of the real list, which come first there.
+Both sides run in turn in one process; medians and their ratio are printed. Features: `clustered` has 750 identities,
+about 18 matches a query and 18 % distractors, most matches near the query; `random` has the same ids and unrelated
+features, so that matches lie anywhere in the list. `junk` is `clustered` where the first 3,819 rows are of pid -1, as
+in the sorted list of the real data set; their distances are not needed.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def interleave(calls: dict, repeats: int, device: str) -> dict[str, float]:
 
 
 def peak_mib(call, device: str) -> float:
-    """MiB that a call takes on top of what is there: allocator peak on CUDA, resident size of the process on the CPU."""
+    """MiB that a call takes on top of what is there: allocator peak on CUDA, resident size on the CPU."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -78,7 +79,7 @@ def market(kind: str, small: bool, device: str) -> tuple:
 
     def feats(pids):
         x = torch.randn(len(pids), size, generator=generator)
-        for part in torch.arange(len(pids)).split(512):  # in parts: a temporary copy would hide the peak that is measured
+        for part in torch.arange(len(pids)).split(512):  # in parts, as a temporary copy could hide the measured peak
             if kind != "random":
                 x[part] += 0.5 * centres[torch.from_numpy(pids)[part].clamp(min=0)]
             x[part] = torch.nn.functional.normalize(x[part])

@@ -1,13 +1,13 @@
 """Time and memory of common.jaccard at the size of Market-1501, beside the bare k-nearest-neighbour search in torch.
 
-    python tests/benchmarks/bench_jaccard.py                          # N = 12,936 and Q + G = 23,100, minutes on two cores
+    python tests/benchmarks/bench_jaccard.py                   # N = 12,936 and Q + G = 23,100, minutes on two cores
     python tests/benchmarks/bench_jaccard.py --small --json out.json
     python tests/benchmarks/bench_jaccard.py --large                  # adds N = 32,621 (MSMT17), time and peak
 
-Both sides run in turn in one process; medians and their ratio are printed. Features: `clustered` has N / 17 identities in
-a 48-dimensional space, unit centres, deviation 0.75 around them, mapped to 2,048 dimensions by one random matrix with
-0.3 noise added, rows normalised: neighbourhoods overlap, V has about 65 entries a row. `random` is 2,048-dimensional noise
-without structure: a few rows are neighbours of very many, so that almost every pair has a distance below 1.
+Both sides run in turn in one process; medians and their ratio are printed. Features: `clustered` has N / 17 identities
+in a 48-dimensional normal space, deviation 0.75 around them (1 between them), mapped to 2,048 dimensions by one random
+matrix with 0.3 noise added, rows normalised: neighbourhoods overlap, V has about 65 entries a row. `random` is noise in
+2,048 dimensions without structure: a few rows are neighbours of very many, so that most pairs are below distance 1.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for task in tasks:
         rows.append(task())
-        print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+        cells = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
+        print("  ".join(cells), flush=True)
     if args.json:
         record = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": args.device, "rows": rows}
         Path(args.json).write_text(json.dumps(record, indent=1))

@@ -1,0 +1,113 @@
+"""Rows and names of runs, seeds, the log, the result file."""
+
+import json
+import random
+from argparse import ArgumentParser, Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from aff_scl import train
+from common import records, runtime
+
+
+def parser_of_a_project():
+    parser = ArgumentParser(prog="aff_scl/train.py")
+    parser.add_argument("--tau", type=float, default=0.05)
+    runtime.add_run_flags(parser)
+    return parser
+
+
+def test_a_row_sets_defaults_and_explicit_flags_win():
+    row = train.parse_args(["--row", "table5/lambda1=0.25"])
+    assert (row.lambda1, row.lambda2, row.row) == (0.25, 0.75, "table5/lambda1=0.25")
+    assert train.parse_args(["--row", "table5/lambda1=0.25", "--lambda1", "0.9"]).lambda1 == 0.9
+
+
+def test_a_run_is_named_after_the_row_whose_flags_it_has():
+    assert train.parse_args(["--dataset", "market"]).row == "table2/market"
+    assert train.parse_args(["--lambda1", "0.25", "--lambda2", "0.75", "--seed", "3"]).row == "table5/lambda1=0.25"
+    other = train.parse_args(["--row", "table5/lambda1=0.25", "--tau", "0.07"]).row
+    assert other.startswith("custom-") and other != train.parse_args(["--tau", "0.06"]).row  # never the row's own name
+
+
+def test_paper_defaults_follow_the_mode_and_data():
+    main, duke, sup = (train.parse_args(argv) for argv in ([], ["-d", "duke"], ["--mode", "sup"]))
+    assert (main.epochs, main.batch_size, main.num_instances, main.iters, main.bn_groups) == (60, 128, 8, 400, 2)
+    assert (main.eps, duke.eps, main.k1, main.lr, main.weight_decay) == (0.65, 0.70, 30, 3.5e-4, 5e-4)
+    assert (sup.epochs, sup.batch_size, sup.num_instances, sup.iters) == (120, 64, 4, None)
+    assert train.parse_args(["--batch-size", "256", "--num-instances", "16"]).iters == 200
+
+
+@pytest.mark.parametrize("row, sentence", [({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string")])
+def test_rows_with_mistakes_are_refused(tmp_path, row, sentence):
+    (tmp_path / "experiments.yaml").write_text(json.dumps({"table1/a": row}))
+    with pytest.raises(ValueError, match=sentence):
+        records.load_rows(tmp_path)
+    with pytest.raises(FileNotFoundError, match="experiments.yaml"):
+        records.load_rows(tmp_path / "none")
+
+
+def a_run(seed=0, rank=0):
+    return Namespace(seed=seed, rank=rank, device=torch.device("cpu"))
+
+
+def draws():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_randomness_is_a_function_of_seed_epoch_and_rank():
+    seen = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            for rank in (0, 1):
+                runtime.seed_epoch(a_run(seed, rank), epoch)
+                own = torch.rand(2, generator=runtime.generator(a_run(seed, rank), epoch)).tolist()
+                seen[seed, epoch, rank] = (*draws(), *own)
+    assert len({value for values in seen.values() for value in values}) == 8 * 5  # all streams differ
+    runtime.seed_epoch(a_run(1, 1), 0)
+    assert draws() == seen[1, 0, 1][:3]
+
+
+def test_log_is_cut_back_to_the_checkpoint(tmp_path):
+    log = tmp_path / "log.jsonl"
+    for epoch in (1, 2, 3):
+        records.append_log(log, {"epoch": epoch, "loss": 1 / epoch})
+    with open(log, "a") as file:
+        file.write('{"epoch": 4, "lo')
+    records.trim_log(log, 2)
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
+    records.trim_log(tmp_path / "none.jsonl", 2)
+
+
+def test_losses_on_amp_are_close_and_one_optimiser_step_is_taken(tmp_path):
+    """fp16 and bf16 autocast give nearly the loss of float32; every call of step() is one optimiser step."""
+    values = {}
+    for amp in runtime.AMP_DTYPES:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        steps = []
+        optimizer.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+        run = runtime.Run("p", "r", {"amp": amp, "seed": 0}, torch.device("cpu"), 0, 1, tmp_path, tmp_path, 0.0)
+        for _ in range(3):
+            with run.autocast():
+                output = model(torch.ones(2, 8))
+            loss = torch.nn.functional.cross_entropy(output.float(), torch.tensor([0, 1]))
+            runtime.step(run, loss, [optimizer], runtime.scaler(run), "here")
+        assert len(steps) == 3
+        values[amp] = loss.item()
+    assert values["bf16"] == pytest.approx(values["off"], rel=0.02) and values["fp16"] == pytest.approx(values["off"], rel=0.02)
+
+
+def test_known_errors_are_one_sentence_and_status_one(tmp_path, monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(runtime.os, "_exit", left.append)
+
+    def main(args):
+        raise ValueError("tau: 0 is not positive")
+
+    runtime.execute(main, Namespace(logs_dir=str(tmp_path)))
+    assert left == [1] and capsys.readouterr().err.startswith("error: tau: 0 is not positive (details: ")
+    assert "Traceback" in (tmp_path / "error-rank0.txt").read_text()
