@@ -29,7 +29,9 @@ def coco(annotation: Path, images: Path | None = None) -> list[Person]:
     annotation = Path(annotation)
     content = read_json(annotation)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ValueError(f"{annotation} is no COCO annotation file: it needs the keys images, annotations and categories")
+        raise ValueError(
+            f"{annotation} is no COCO annotation file: it needs the keys images, annotations and categories"
+        )
     person = {c["id"] for c in content["categories"] if c["name"] == "person"}
     by_id = {image["id"]: image for image in content["images"]}
     rows = [a for a in content["annotations"] if a["category_id"] in person and not a.get("iscrowd", 0)]
@@ -43,8 +45,17 @@ def coco(annotation: Path, images: Path | None = None) -> list[Person]:
     for a in sorted(rows, key=lambda a: (a["image_id"], a["id"])):
         image, (x, y, w, h) = by_id[a["image_id"]], a["bbox"]
         flags = a.get("keypoints")
-        found.append(Person("coco", folder / image["file_name"], f"coco_{a['image_id']:012d}_{a['id']}", (x, y, x + w, y + h),
-                            (image["width"], image["height"]), tuple(flags[2::3]) if flags else None, annotation))
+        found.append(
+            Person(
+                "coco",
+                folder / image["file_name"],
+                f"coco_{a['image_id']:012d}_{a['id']}",
+                (x, y, x + w, y + h),
+                (image["width"], image["height"]),
+                tuple(flags[2::3]) if flags else None,
+                annotation,
+            )
+        )
     return found
 
 
@@ -55,8 +66,10 @@ def image_folder(annotation: Path, name: str) -> Path:
     for folder in tried:
         if (folder / name).is_file():
             return folder
-    raise FileNotFoundError(f"{annotation}: no image {name} in {', '.join(map(str, tried))}; these annotations belong to other "
-                            f"images, or give the folder with --coco-images")
+    raise FileNotFoundError(
+        f"{annotation}: no image {name} in {', '.join(map(str, tried))}; these annotations belong to other "
+        f"images, or give the folder with --coco-images"
+    )
 
 
 def voc(root: Path, split: str = "trainval") -> list[Person]:
@@ -69,8 +82,11 @@ def voc(root: Path, split: str = "trainval") -> list[Person]:
     if not folder.is_dir():
         raise FileNotFoundError(f"--voc: no folder {folder}; give the VOC2007 or VOC2012 folder of VOCdevkit")
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
-    names = sorted(line.split()[0] for line in listed.read_text().splitlines() if line.strip()) if listed.is_file() else \
-        sorted(path.stem for path in folder.glob("*.xml"))
+    names = (
+        sorted(line.split()[0] for line in listed.read_text().splitlines() if line.strip())
+        if listed.is_file()
+        else sorted(path.stem for path in folder.glob("*.xml"))
+    )
     found = [person for name in names for person in voc_file(folder / f"{name}.xml", root / "JPEGImages", root.name)]
     if not found:
         raise ValueError(f"{root}: nobody is annotated (no object named person in {len(names)} files)")
@@ -92,20 +108,33 @@ def voc_file(path: Path, images: Path, year: str) -> list[Person]:
         if thing.findtext("name") == "person":
             box = thing.find("bndbox")
             x0, y0, x1, y1 = (float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax"))
-            found.append(Person("voc", image, f"voc_{year.removeprefix('VOC')}{path.stem.replace('_', '')}_{number}",
-                                (x0 - 1, y0 - 1, x1, y1), stated, None, path))  # VOC counts pixels from 1, ends included
+            found.append(
+                Person(
+                    "voc",
+                    image,
+                    f"voc_{year.removeprefix('VOC')}{path.stem.replace('_', '')}_{number}",
+                    (x0 - 1, y0 - 1, x1, y1),
+                    stated,
+                    None,
+                    path,
+                )
+            )  # VOC counts pixels from 1, ends included
     return found
 
 
 def clip(person: Person, width: int, height: int) -> tuple[int, int, int, int]:
-    """The box within the image, whole pixels, no padding. Raises: ValueError if the annotation does not fit the image."""
+    """The box within the image, whole pixels, no padding. Raises: ValueError if it does not fit the image."""
     if person.size is not None and person.size != (width, height):
-        raise ValueError(f"{person.file} describes {person.image.name} as {person.size[0]} x {person.size[1]} pixels, the file has "
-                         f"{width} x {height}: these annotations belong to other images")
+        raise ValueError(
+            f"{person.file} describes {person.image.name} as {person.size[0]} x {person.size[1]} pixels, the file has "
+            f"{width} x {height}: these annotations belong to other images"
+        )
     x0, y0, x1, y1 = person.box
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-        raise ValueError(f"{person.file}: {person.name} has the box {[round(v, 1) for v in person.box]} outside its image of "
-                         f"{width} x {height}: these annotations belong to other images")
+        raise ValueError(
+            f"{person.file}: {person.name} has the box {[round(v, 1) for v in person.box]} outside its image of "
+            f"{width} x {height}: these annotations belong to other images"
+        )
     return max(int(x0), 0), max(int(y0), 0), min(-int(-x1 // 1), width), min(-int(-y1 // 1), height)
 
 

@@ -1,8 +1,8 @@
 """Fold the training branches of an encoder into plain convolutions (sec. III-B), and measure what that brings.
 
-    python prsnet/deploy.py --checkpoint best.pt --out folded.pt     # then: --block plain --weights folded.pt, or test.py
-    python prsnet/deploy.py                                          # random weights: equal outputs, latency, parameters
-    python prsnet/deploy.py --row extra/fold                         # the same, written as a result file
+    python prsnet/deploy.py --checkpoint best.pt --out folded.pt  # then: --block plain --weights folded.pt
+    python prsnet/deploy.py                                      # random weights: equal outputs, latency
+    python prsnet/deploy.py --row extra/fold                     # the same, written as a result file
 
 A checkpoint of prsnet/pretrain.py or prsnet/train.py keeps its kind; only the encoder changes.
 """
@@ -23,8 +23,12 @@ from prsnet.test import load_network
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="prsnet/deploy.py", description="Fold the training branches, sec. III-B.", allow_abbrev=False)
-    parser.add_argument("--checkpoint", help="checkpoint of --block rep, a file or a log folder (default: random weights)")
+    parser = ArgumentParser(
+        prog="prsnet/deploy.py", description="Fold the training branches, sec. III-B.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint", help="checkpoint of --block rep, a file or a log folder (default: random weights)"
+    )
     parser.add_argument("--out", help="file for the folded checkpoint")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
     parser.add_argument("--height", type=int, default=256, help="pixels")
@@ -36,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def random_encoder(size: str, seed: int = 0) -> Encoder:
-    """An encoder whose norms have seen other statistics than 0 and 1, and whose blocks act (gamma 0.1), in eval mode."""
+    """An encoder in eval mode whose norms have seen statistics other than 0 and 1, and whose blocks act (gamma 0.1)."""
     torch.manual_seed(seed)
     encoder = Encoder("rep", SIZES[size])
     for name, tensor in encoder.state_dict().items():
@@ -49,7 +53,7 @@ def random_encoder(size: str, seed: int = 0) -> Encoder:
 
 @torch.inference_mode()
 def compare(before: torch.nn.Module, after: torch.nn.Module, x: torch.Tensor, passes: int) -> dict:
-    """Largest deviation of the outputs relative to the largest output, parameters, and median seconds of a pass, in turns."""
+    """Largest deviation of the outputs, the largest output, parameters, and median time of a pass, taken in turns."""
     a, b = before(x), after(x)
     times: dict[str, list[float]] = {"train": [], "folded": []}
     for _ in range(passes):
@@ -63,8 +67,15 @@ def compare(before: torch.nn.Module, after: torch.nn.Module, x: torch.Tensor, pa
             times[name].append(time.perf_counter() - began)
     train_s, folded_s = (statistics.median(values) for values in times.values())
     count = [sum(p.numel() for p in model.parameters()) for model in (before, after)]
-    return {"deviation": (a - b).abs().max().item(), "largest_output": a.abs().max().item(), "params": count[1], "train_params": count[0],
-            "train_latency_ms": 1e3 * train_s, "latency_ms": 1e3 * folded_s, "speedup": train_s / folded_s}
+    return {
+        "deviation": (a - b).abs().max().item(),
+        "largest_output": a.abs().max().item(),
+        "params": count[1],
+        "train_params": count[0],
+        "train_latency_ms": 1e3 * train_s,
+        "latency_ms": 1e3 * folded_s,
+        "speedup": train_s / folded_s,
+    }
 
 
 def main(args):
@@ -76,16 +87,23 @@ def main(args):
         encoder, size = random_encoder(args.size, args.seed), (args.height, args.width)
     encoder = encoder.to(run.device, memory_format=torch.channels_last)
     folded = fold(encoder)
-    x = torch.randn(args.batch_size, 3, *size, generator=torch.Generator().manual_seed(0)).to(run.device, memory_format=torch.channels_last)
+    x = torch.randn(args.batch_size, 3, *size, generator=torch.Generator().manual_seed(0)).to(
+        run.device, memory_format=torch.channels_last
+    )
     found = compare(encoder, folded, x, args.passes)
-    print(f"folded: largest deviation {found['deviation']:.1e} of outputs up to {found['largest_output']:.2f}; "
-          f"{found['train_params']} -> {found['params']} parameters; {found['train_latency_ms']:.1f} -> {found['latency_ms']:.1f} ms "
-          f"for {args.batch_size} images on {run.device.type}, {found['speedup']:.2f} times as fast")
+    print(
+        f"folded: largest deviation {found['deviation']:.1e} of outputs up to {found['largest_output']:.2f}; "
+        f"{found['train_params']} -> {found['params']} parameters; "
+        f"{found['train_latency_ms']:.1f} -> {found['latency_ms']:.1f} ms "
+        f"for {args.batch_size} images on {run.device.type}, {found['speedup']:.2f} times as fast"
+    )
     if args.out:
         if not args.checkpoint:
             raise ValueError("--out needs --checkpoint: random weights are not worth keeping")
         state = checkpoints.read(file)
-        weights = {k: v for k, v in checkpoints.strip_prefixes(state["state_dict"]).items() if not k.startswith("encoder.")}
+        weights = {
+            k: v for k, v in checkpoints.strip_prefixes(state["state_dict"]).items() if not k.startswith("encoder.")
+        }
         state["state_dict"] = {**{f"encoder.{k}": v.cpu() for k, v in folded.state_dict().items()}, **weights}
         state |= {"optimizer": {}, "scheduler": {}, "scaler": {}, "args": {**state["args"], "block": "plain"}}
         checkpoints.replace(Path(args.out), lambda out: torch.save(state, out))

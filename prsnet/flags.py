@@ -23,8 +23,12 @@ PRESETS = {  # spec table "paper vs authors' code"
     },
     "train.py": {
         "paper": {"block": "rep", "centroid": "mctl", "mae_head": "linear", "variant": []},
-        "authors": {"block": "plain", "centroid": "mctl-authors", "mae_head": "authors24",
-                    "variant": ["erase=mean", "neck=polluted", "norms=drop"]},
+        "authors": {
+            "block": "plain",
+            "centroid": "mctl-authors",
+            "mae_head": "authors24",
+            "variant": ["erase=mean", "neck=polluted", "norms=drop"],
+        },
     },
 }
 
@@ -32,28 +36,59 @@ PRESETS = {  # spec table "paper vs authors' code"
 def shared(parser: ArgumentParser, script: str) -> None:
     """Flags of both trainings, and those of every script."""
     add = parser.add_argument_group("network and mask").add_argument
-    add("--preset", choices=["paper", "authors"], default="paper", help="defaults of the other flags: the paper, or its code")
-    add("--model", choices=["prsnet", "mae"], default="prsnet", help="convolutional autoencoder, or MAE's transformer (Table III)")
+    add(
+        "--preset",
+        choices=["paper", "authors"],
+        default="paper",
+        help="defaults of the other flags: the paper, or its code",
+    )
+    add(
+        "--model",
+        choices=["prsnet", "mae"],
+        default="prsnet",
+        help="convolutional autoencoder, or MAE's transformer (Table III)",
+    )
     add("--size", choices=list(SIZES), default="full", help="widths and depths; small is for one CPU, tiny for tests")
-    add("--block", choices=list(BLOCKS), help="training branches that fold (default), plain, or the authors' second model")
+    add(
+        "--block",
+        choices=list(BLOCKS),
+        help="training branches that fold (default), plain, or the authors' second model",
+    )
     add("--bottleneck", type=int, help="length of the feature (default: 2048)")
     add("--mask-block", type=int, nargs=2, default=[16, 8], metavar=("H", "W"), help="pixels of a block, sec. III-A")
     add("--mask-ratio", type=float, default=masking.RATIO, help="hidden share of the blocks, sec. III-A")
     add("--height", type=int, default=256, help="pixels")
     add("--width", type=int, default=128, help="pixels")
     runtime.add_run_flags(parser)
-    text = {"pretrain.py": "none: pre-training starts from random weights",
-            "train.py": "a file, none, or a row of pre-training whose best.pt is in --logs-dir (default: the row of the model)"}
+    text = {
+        "pretrain.py": "none: pre-training starts from random weights",
+        "train.py": "a file, none, or a row of pre-training, whose best.pt is in --logs-dir (default: the model's row)",
+    }
     parser.add_argument("--weights", default="none" if script == "pretrain.py" else None, help=text[script])
 
 
 def pretrain_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="prsnet/pretrain.py", description="Masked pre-training; defaults are the paper's, or its code's where it is silent.",
-                            allow_abbrev=False, conflict_handler="resolve")  # fmt: skip
+    parser = ArgumentParser(
+        prog="prsnet/pretrain.py",
+        description="Masked pre-training; defaults are the paper's.",
+        allow_abbrev=False,
+        conflict_handler="resolve",
+    )
     shared(parser, "pretrain.py")
     add = parser.add_argument_group("pre-training").add_argument
-    add("--mask-loss", choices=["masked", "authors", "all"], help="region of Eq. (1): hidden blocks (default), the authors' quarter, everything")
-    add("--crop-scale", type=float, nargs=2, default=[0.2, 1.0], metavar=("LOW", "HIGH"), help="random resized crop, share of the area")
+    add(
+        "--mask-loss",
+        choices=["masked", "authors", "all"],
+        help="region of Eq. (1): hidden blocks (default), the authors' quarter, everything",
+    )
+    add(
+        "--crop-scale",
+        type=float,
+        nargs=2,
+        default=[0.2, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="random resized crop, share of the area",
+    )
     add("--crop-ratio", type=float, nargs=2, metavar=("LOW", "HIGH"), help="its width / height (default: 0.375 0.667)")
     add("-b", "--batch-size", type=int, default=128, help="images a step over all processes (8 GPUs x 16)")
     add("--epochs", type=int, default=400, help="paper silent; the authors' README has 400")
@@ -66,25 +101,64 @@ def pretrain_args(argv: list[str] | None = None) -> Namespace:
 
 
 def train_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="prsnet/train.py", description="Fine-tuning for re-identification; defaults are the paper's, or its code's where it is silent.",
-                            allow_abbrev=False, conflict_handler="resolve")  # fmt: skip
+    parser = ArgumentParser(
+        prog="prsnet/train.py",
+        description="Fine-tuning for re-identification; defaults are the paper's.",
+        allow_abbrev=False,
+        conflict_handler="resolve",
+    )
     parser.add_argument("-d", "--dataset", default="market", help="market, cuhk03, duke, msmt17")
     shared(parser, "train.py")
     add = parser.add_argument_group("fine-tuning").add_argument
-    add("--centroid", choices=list(losses.FORMS), help="Eq. (4) (default), Eq. (3), as printed, as the authors' code, or none")
-    add("--dist", choices=list(losses.DISTANCES), default="l2", help="distance in Eqs. (2)-(4): Euclidean, or squared as printed")
+    add(
+        "--centroid",
+        choices=list(losses.FORMS),
+        help="Eq. (4) (default), Eq. (3), as printed, as the authors' code, or none",
+    )
+    add(
+        "--dist",
+        choices=list(losses.DISTANCES),
+        default="l2",
+        help="distance in Eqs. (2)-(4): Euclidean, or squared as printed",
+    )
     add("--margin", type=float, default=losses.MARGIN, help="alpha and alpha_c of Eqs. (2)-(4); paper silent")
-    add("--loss-weights", type=float, nargs=4, default=[1.0, 1.0, 5e-4, 1.0], metavar=("ID", "TRIPLET", "CENTRE", "CENTROID"))
-    add("--mae-head", choices=["linear", "authors24"], help="feature of the transformer: a linear map, or the authors' rank 24")
-    add("--variant", nargs="*", metavar="KEY=VALUE", help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()))
+    add(
+        "--loss-weights",
+        type=float,
+        nargs=4,
+        default=[1.0, 1.0, 5e-4, 1.0],
+        metavar=("ID", "TRIPLET", "CENTRE", "CENTROID"),
+    )
+    add(
+        "--mae-head",
+        choices=["linear", "authors24"],
+        help="feature of the transformer: a linear map, or the authors' rank 24",
+    )
+    add(
+        "--variant",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
+    )
     add("-b", "--batch-size", type=int, default=64, help="images a step over all processes: 16 identities x 4")
     add("--num-instances", type=int, default=4, help="images of an identity in a batch, K")
     add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
     add("--iters", type=int, help="at most so many steps an epoch (default: all)")
     add("--lr", type=float, default=3.5e-4, help="Adam; linear warm-up over 1/12 of the epochs, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
-    add("--protocol", nargs="+", choices=list(protocols.PROTOCOLS), default=list(protocols.PROTOCOLS), help="how to measure")
-    add("--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query in the centroid protocols")
+    add(
+        "--protocol",
+        nargs="+",
+        choices=list(protocols.PROTOCOLS),
+        default=list(protocols.PROTOCOLS),
+        help="how to measure",
+    )
+    add(
+        "--centroid-distractors",
+        choices=["drop", "keep"],
+        default="drop",
+        help="people without a query in the centroid protocols",
+    )
     return runtime.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
 
 
@@ -98,7 +172,9 @@ def complete(args: Namespace, script: str) -> Namespace:
     grid = masking.grid_of(args.height, args.width, tuple(args.mask_block))
     masking.num_masked(grid, args.mask_ratio)
     if args.model == "prsnet" and (args.height % 32 or args.width % 32):
-        raise ValueError(f"images of {args.height} x {args.width}: the network halves them five times; use multiples of 32")
+        raise ValueError(
+            f"images of {args.height} x {args.width}: the network halves them five times; use multiples of 32"
+        )
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1, or nothing would be trained")
     return (complete_pretrain if script == "pretrain.py" else complete_train)(args)
@@ -110,7 +186,9 @@ def complete_pretrain(args: Namespace) -> Namespace:
     if not 0 <= args.warmup < args.epochs or args.save_every < 1:
         raise ValueError(f"--warmup {args.warmup} must be below --epochs {args.epochs}, and --save-every at least 1")
     if args.clip and args.amp == "fp16":
-        raise ValueError("--clip goes with --amp off or bf16: under fp16 the gradient is scaled when it would be clipped")
+        raise ValueError(
+            "--clip goes with --amp off or bf16: under fp16 the gradient is scaled when it would be clipped"
+        )
     if args.weights != "none":
         raise ValueError("pre-training starts from random weights; to continue a run use --resume")
     return args
@@ -120,10 +198,15 @@ def complete_train(args: Namespace) -> Namespace:
     args.variant = sorted(args.variant)
     variants(args)
     if args.weights is None:
-        args.weights = "authors/pretrain" if (args.preset, args.model) == ("authors", "prsnet") else f"pretrain/{args.model}"
+        args.weights = (
+            "authors/pretrain" if (args.preset, args.model) == ("authors", "prsnet") else f"pretrain/{args.model}"
+        )
     if args.num_instances < 2 or args.batch_size % args.num_instances or args.batch_size // args.num_instances < 2:
         near = max(2, args.batch_size // max(2, args.num_instances)) * max(2, args.num_instances)
-        raise ValueError(f"--batch-size {args.batch_size} is not at least 2 identities x --num-instances {args.num_instances} >= 2 images; nearest: {near}")
+        raise ValueError(
+            f"--batch-size {args.batch_size} is not at least 2 identities x --num-instances {args.num_instances} >= 2 "
+            f"images; nearest: {near}"
+        )
     if args.iters is not None and args.iters < 1:
         raise ValueError("--iters must be at least 1, or nothing would be trained")
     return args
@@ -135,7 +218,8 @@ def variants(args: Namespace) -> dict[str, str]:
     for item in args.variant:
         key, _, value = item.partition("=")
         if value not in VARIANTS.get(key, ()):
-            raise ValueError(f"--variant {item} is unknown; known are {', '.join(f'{k}={chr(124).join(v)}' for k, v in VARIANTS.items())}")
+            known = ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items())
+            raise ValueError(f"--variant {item} is unknown; known are {known}")
         chosen[key] = value
     return chosen
 
@@ -151,12 +235,16 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
     rows = {name for name, row in records.load_rows(ROOT / "prsnet").items() if row.get("script") == "pretrain.py"}
     if args.weights not in rows:
         if not Path(args.weights).is_file():
-            raise FileNotFoundError(f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})")
+            raise FileNotFoundError(
+                f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})"
+            )
         return Path(args.weights)
     size = data_name.partition("-synthetic-")[2]
     folder = "person_crops" + (f"-synthetic-{size}" if size else "")
     path = Path(args.logs_dir) / "prsnet" / folder / args.weights / "seed0" / "best.pt"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: pre-train first with python prsnet/pretrain.py --row {args.weights}"
-                                f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none")
+        raise FileNotFoundError(
+            f"no {path}: pre-train first with python prsnet/pretrain.py --row {args.weights}"
+            f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none"
+        )
     return path

@@ -9,9 +9,25 @@ from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keyp
 
 POINTS = 17
 THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
-NAMES = ("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow",
-         "right elbow", "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle",
-         "right ankle")
+NAMES = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear",
+    "right ear",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left wrist",
+    "right wrist",
+    "left hip",
+    "right hip",
+    "left knee",
+    "right knee",
+    "left ankle",
+    "right ankle",
+)
 
 
 def load_scores(path: str | Path) -> dict[str, list[float]]:
@@ -45,8 +61,9 @@ def load_scores(path: str | Path) -> dict[str, list[float]]:
 
 
 def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Module:
-    """torchvision's Keypoint R-CNN in eval mode. weights: its state_dict file, or None for torchvision's own (downloaded
-    and checked by torchvision at the first use).
+    """torchvision's Keypoint R-CNN in eval mode.
+
+    weights: its state_dict file, or None for torchvision's own, downloaded and checked by it at the first use.
 
     Raises: FileNotFoundError with the remedy if the weights cannot be had, ValueError if the file does not fit.
     """
@@ -54,9 +71,11 @@ def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Modul
         try:
             state = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
-            raise FileNotFoundError(f"cannot fetch torchvision's Keypoint R-CNN ({error}); download "
-                                    f"{KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url} elsewhere and pass --kpt-weights FILE, "
-                                    f"or use --kpt coco-gt or --kpt none") from error
+            raise FileNotFoundError(
+                f"cannot fetch torchvision's Keypoint R-CNN ({error}); download "
+                f"{KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url} elsewhere and pass --kpt-weights FILE, "
+                f"or use --kpt coco-gt or --kpt none"
+            ) from error
     elif not Path(weights).is_file():
         raise FileNotFoundError(f"--kpt-weights: no file {weights}")
     else:
@@ -65,7 +84,9 @@ def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Modul
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
+        ) from error
     return model.eval().to(device)
 
 
@@ -78,7 +99,7 @@ def detect(model: torch.nn.Module, crop: np.ndarray, device: torch.device) -> li
 
 
 def verdict(scores: list[float] | None, threshold: float) -> str:
-    """"" if all 17 scores lie above the threshold, else the reason to drop the crop."""
+    """ "" if all 17 scores lie above the threshold, else the reason to drop the crop."""
     if scores is None:
         return "nobody detected"
     lost = [name for name, score in zip(NAMES, scores) if not score > threshold]

@@ -73,8 +73,9 @@ def centre_loss(feats: Tensor, labels: Tensor, centres: Tensor, weight: float = 
     return weight * pull + follow - follow.detach()
 
 
-def centroid_loss(form: str, feats: Tensor, masked: Tensor | None, real: Tensor, margin: float = MARGIN,
-                  dist: str = "l2") -> Tensor:
+def centroid_loss(
+    form: str, feats: Tensor, masked: Tensor | None, real: Tensor, margin: float = MARGIN, dist: str = "l2"
+) -> Tensor:
     """CTL, Eq. (3), or MCTL, Eq. (4), mean over the query slots i = 0 .. K-1 (leave-one-out centroids).
 
     Forms: "ctl" Eq. (3) with the hardest centroid of one negative identity; "mctl" Eq. (4) with the points
@@ -85,7 +86,9 @@ def centroid_loss(form: str, feats: Tensor, masked: Tensor | None, real: Tensor,
     Raises: ValueError for an unknown form, or a masked form without masked features.
     """
     if form not in FORMS or dist not in DISTANCES:
-        raise ValueError(f"centroid loss {form!r} with distance {dist!r}: choose from {', '.join(FORMS)} and {', '.join(DISTANCES)}")
+        raise ValueError(
+            f"centroid loss {form!r} with distance {dist!r}: choose from {', '.join(FORMS)} and {', '.join(DISTANCES)}"
+        )
     if form.startswith("mctl") and masked is None:
         raise ValueError(f"--centroid {form} needs the features of the masked images")
     if form == "none":

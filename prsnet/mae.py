@@ -32,7 +32,9 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L, dim / heads)
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, L, dim / heads)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -61,8 +63,14 @@ def initialise(module: nn.Module) -> None:
 class ViTEncoder(nn.Module):
     """Images (B, 3, H, W) -> tokens (B, 1 + L, D), class token first; with a mask L counts the visible blocks only."""
 
-    def __init__(self, height: int, width: int, patch: tuple[int, int] = (16, 8), size: Size = SIZES["full"],
-                 ratio: float = masking.RATIO):
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        patch: tuple[int, int] = (16, 8),
+        size: Size = SIZES["full"],
+        ratio: float = masking.RATIO,
+    ):
         super().__init__()
         dim, depth, heads = size.vit
         self.patch, self.grid, self.size = patch, masking.grid_of(height, width, patch), size
@@ -112,8 +120,14 @@ def visible(masked: Tensor, hidden: int) -> Tensor:
 class MAE(nn.Module):
     """The autoencoder: (images, masked (B, gh, gw) bool) -> reconstruction (B, 3, H, W) float32."""
 
-    def __init__(self, height: int = 256, width: int = 128, patch: tuple[int, int] = (16, 8), size: Size = SIZES["full"],
-                 ratio: float = masking.RATIO):
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 128,
+        patch: tuple[int, int] = (16, 8),
+        size: Size = SIZES["full"],
+        ratio: float = masking.RATIO,
+    ):
         super().__init__()
         dim, depth, heads = size.vit_decoder
         self.encoder = ViTEncoder(height, width, patch, size, ratio)
@@ -150,7 +164,9 @@ class MAEFeature(nn.Module):
         dim = encoder.size.vit[0]
         self.encoder, self.runs = encoder, 24 if head == "authors24" else dim
         if dim % self.runs:
-            raise ValueError(f"--mae-head authors24 cuts the class token into 24 runs; its {dim} channels do not allow that")
+            raise ValueError(
+                f"--mae-head authors24 cuts the class token into 24 runs; its {dim} channels do not allow that"
+            )
         self.head = nn.Linear(self.runs, feature, bias=False)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
 

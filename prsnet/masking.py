@@ -19,8 +19,10 @@ def grid_of(height: int, width: int, block: tuple[int, int]) -> tuple[int, int]:
     for name, size, part in (("height", height, block[0]), ("width", width, block[1])):
         if part < 1 or size % part:
             fits = ", ".join(str(n) for n in range(2, size // 2 + 1) if size % n == 0)
-            raise ValueError(f"--mask-block {block[0]} {block[1]} does not divide an image of {height} x {width}: its "
-                             f"{name} {part} must be one of {fits}")
+            raise ValueError(
+                f"--mask-block {block[0]} {block[1]} does not divide an image of {height} x {width}: its "
+                f"{name} {part} must be one of {fits}"
+            )
     return height // block[0], width // block[1]
 
 
@@ -29,7 +31,9 @@ def num_masked(grid: tuple[int, int], ratio: float) -> int:
     blocks = grid[0] * grid[1]
     count = int(ratio * blocks)
     if not 0 < count < blocks:
-        raise ValueError(f"--mask-ratio {ratio} hides {count} of {blocks} blocks; it must hide at least one and not all")
+        raise ValueError(
+            f"--mask-ratio {ratio} hides {count} of {blocks} blocks; it must hide at least one and not all"
+        )
     return count
 
 

@@ -86,11 +86,13 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels: int, rep: bool = False, activation=nn.GELU, skip: bool = True):
         super().__init__()
-        self.dwconv = (
-            RepDepthwise(channels) if rep else nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        )
+        self.dwconv = RepDepthwise(channels) if rep else nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.expand, self.act, self.reduce = nn.Linear(channels, 4 * channels), activation(), nn.Linear(4 * channels, channels)
+        self.expand, self.act, self.reduce = (
+            nn.Linear(channels, 4 * channels),
+            activation(),
+            nn.Linear(4 * channels, channels),
+        )
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
         self.skip = skip
 
@@ -181,10 +183,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Figure 4: (B, bottleneck) -> (B, 3, H, W), one deconvolution with a kernel of H/32 x W/32, then doublings."""
 
-    def __init__(self, height: int, width: int, size: Size = SIZES["full"], bottleneck: int | None = None, activation=nn.GELU):
+    def __init__(
+        self, height: int, width: int, size: Size = SIZES["full"], bottleneck: int | None = None, activation=nn.GELU
+    ):
         super().__init__()
         if height % 32 or width % 32:
-            raise ValueError(f"images of {height} x {width}: the network halves them five times, so both must be multiples of 32")
+            raise ValueError(
+                f"images of {height} x {width}: the network halves them five times, so both must be multiples of 32"
+            )
         dims, depths, bottleneck = size.dims, size.depths, bottleneck or size.bottleneck
         self.norm = nn.LayerNorm(bottleneck, eps=1e-6) if bottleneck != dims[-1] else None
         layers = [nn.ConvTranspose2d(bottleneck, dims[-1], (height // 32, width // 32))]
@@ -203,7 +209,14 @@ class Decoder(nn.Module):
 class PRSNet(nn.Module):
     """The masked autoencoder: (images, masked (B, gh, gw) bool) -> reconstruction (B, 3, H, W) float32."""
 
-    def __init__(self, height: int = 256, width: int = 128, block: str = "rep", size: Size = SIZES["full"], bottleneck: int | None = None):
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 128,
+        block: str = "rep",
+        size: Size = SIZES["full"],
+        bottleneck: int | None = None,
+    ):
         super().__init__()
         self.encoder = Encoder(block, size, bottleneck)
         self.decoder = Decoder(height, width, size, bottleneck, nn.Mish if block == "v2" else nn.GELU)
@@ -219,8 +232,10 @@ def fold(model: nn.Module) -> nn.Module:
     Raises: ValueError for a network without such branches, saying why.
     """
     if not any(isinstance(module, RepDepthwise) for module in model.modules()):
-        raise ValueError("nothing to fold: only --block rep has training branches that fold exactly (a v2 block adds a "
-                         "convolution beside a non-linearity; plain has no branches)")
+        raise ValueError(
+            "nothing to fold: only --block rep has training branches that fold exactly (a v2 block adds a "
+            "convolution beside a non-linearity; plain has no branches)"
+        )
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         if isinstance(module, ConvBlock) and isinstance(module.dwconv, RepDepthwise):

@@ -1,12 +1,12 @@
 """Cut people out of COCO2017 and Pascal VOC for pre-training (sec. IV).
 
-    python -m prsnet.prepare --coco coco/annotations/person_keypoints_train2017.json --voc VOCdevkit/VOC2007 VOCdevkit/VOC2012
+    python -m prsnet.prepare --coco person_keypoints_train2017.json --voc VOCdevkit/VOC2007 VOCdevkit/VOC2012
     python -m prsnet.prepare --coco person_keypoints_train2017.json --kpt none     # every box, as the authors' code
-    python -m prsnet.prepare --mix market duke --data-dir /data                    # ReID training images, without labels
+    python -m prsnet.prepare --mix market duke --data-dir /data              # ReID training images, no labels
     python -m prsnet.prepare --synthetic small                                     # rendered street scenes
 
 Writes <out>/prsnet_pretrain/{coco,voc,mix}/*.jpg, manifest.jsonl (kept) and dropped.jsonl (with the reason), and prints
-the counts; the paper's 80,689 crops are COCO and VOC together. A crop is the annotated box clipped to the image, no padding.
+the counts; the paper's 80,689 crops are COCO and VOC together. A crop is the annotated box clipped to the image.
 Paper silent: which VOC years (give the folders you want), the size of a person, the threshold of a key point.
 """
 
@@ -36,23 +36,45 @@ LISTED = 60  # so many people are listed one by one
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m prsnet.prepare", description="Cut person crops for pre-training.", allow_abbrev=False)
-    parser.add_argument("--coco", nargs="+", default=[], metavar="JSON", help="COCO annotations, e.g. person_keypoints_train2017.json")
-    parser.add_argument("--coco-images", help="folder of COCO's images (default: train2017 or val2017 beside the annotations)")
+    parser = argparse.ArgumentParser(
+        prog="python -m prsnet.prepare", description="Cut person crops for pre-training.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--coco", nargs="+", default=[], metavar="JSON", help="COCO annotations, e.g. person_keypoints_train2017.json"
+    )
+    parser.add_argument(
+        "--coco-images", help="folder of COCO's images (default: train2017 or val2017 beside the annotations)"
+    )
     parser.add_argument("--voc", nargs="+", default=[], metavar="DIR", help="VOC2007 and VOC2012 folders")
     parser.add_argument("--split", default="trainval", help="list of VOC images")
-    parser.add_argument("--mix", nargs="+", default=[], metavar="NAME", help="ReID data sets whose training images join, without labels")
-    parser.add_argument("--mix-include-test", action="store_true", help="their query and gallery images too: leaks the test set")
+    parser.add_argument(
+        "--mix", nargs="+", default=[], metavar="NAME", help="ReID data sets whose training images join, without labels"
+    )
+    parser.add_argument(
+        "--mix-include-test", action="store_true", help="their query and gallery images too: leaks the test set"
+    )
     parser.add_argument("--synthetic", choices=["small", "full"], help="draw street scenes with people and cut those")
     parser.add_argument("--data-dir", default="data", help="where ReID data sets are and rendered ones are written")
     parser.add_argument("--out", help=f"folder that gets {TREES[0]} (default: --data-dir)")
-    parser.add_argument("--kpt", choices=list(keypoints.THRESHOLDS), default="coco-gt",
-                        help="what tells whether all 17 key points are there: COCO's annotation, torchvision, HRNet's scores, nothing")
-    parser.add_argument("--voc-kpt", choices=["keypointrcnn", "json", "none"], help="the same for VOC (default: --kpt, or keypointrcnn)")
-    parser.add_argument("--kpt-json", metavar="FILE", help="17 scores per crop of an HRNet run over the crops of --kpt none")
+    parser.add_argument(
+        "--kpt",
+        choices=list(keypoints.THRESHOLDS),
+        default="coco-gt",
+        help="what tells whether all 17 key points are there: COCO's annotation, torchvision, HRNet's scores, nothing",
+    )
+    parser.add_argument(
+        "--voc-kpt", choices=["keypointrcnn", "json", "none"], help="the same for VOC (default: --kpt, or keypointrcnn)"
+    )
+    parser.add_argument(
+        "--kpt-json", metavar="FILE", help="17 scores per crop of an HRNet run over the crops of --kpt none"
+    )
     parser.add_argument("--kpt-weights", metavar="FILE", help="state_dict of torchvision's keypointrcnn_resnet50_fpn")
-    parser.add_argument("--kpt-thr", type=float, help="a key point counts above this (default: json 0.3, keypointrcnn 0.0)")
-    parser.add_argument("--min-w", type=int, default=0, help="drop narrower boxes, pixels (the authors' code has 80, commented out)")
+    parser.add_argument(
+        "--kpt-thr", type=float, help="a key point counts above this (default: json 0.3, keypointrcnn 0.0)"
+    )
+    parser.add_argument(
+        "--min-w", type=int, default=0, help="drop narrower boxes, pixels (the authors' code has 80, commented out)"
+    )
     parser.add_argument("--min-h", type=int, default=0, help="drop lower boxes, pixels (160 there)")
     parser.add_argument("-j", "--workers", type=int, default=4, help="threads")
     args = parser.parse_args(argv)
@@ -73,7 +95,9 @@ def prepare(args: argparse.Namespace) -> Path:
         return synthetic_crops(args.data_dir, args.synthetic, args.workers)
     root = Path(args.out or args.data_dir) / TREES[0]
     if root.exists() and not (root / "manifest.jsonl").is_file():
-        raise FileExistsError(f"{root} exists and holds no manifest.jsonl, so it is not ours to replace; choose another --out")
+        raise FileExistsError(
+            f"{root} exists and holds no manifest.jsonl, so it is not ours to replace; choose another --out"
+        )
     people = [p for path in args.coco for p in annotations.coco(Path(path), args.coco_images)]
     people += [p for folder in args.voc for p in annotations.voc(Path(folder), args.split)]
     draft = root.with_name(f".{root.name}.{os.getpid()}.tmp")
@@ -100,8 +124,18 @@ def synthetic_crops(data_dir: str | Path, size: str, workers: int = 2, seed: int
     root, stamp = data / TREES[0], (coco / MARKER).read_text()
     if (root / MARKER).is_file() and (root / MARKER).read_text() == stamp:
         return root
-    words = ["--coco", coco / "annotations" / "person_keypoints_train2017.json", "--voc", voc / "VOC2012", "--voc-kpt", "none",
-             "--out", data, "--workers", max(workers, 1)]
+    words = [
+        "--coco",
+        coco / "annotations" / "person_keypoints_train2017.json",
+        "--voc",
+        voc / "VOC2012",
+        "--voc-kpt",
+        "none",
+        "--out",
+        data,
+        "--workers",
+        max(workers, 1),
+    ]
     prepare(parse_args([str(word) for word in words]))
     (root / MARKER).write_text(stamp)
     return root
@@ -122,7 +156,11 @@ def cut_all(people: list[Person], draft: Path, args: argparse.Namespace) -> list
         return cut_image(group, draft, judges, args)
 
     with ThreadPoolExecutor(max(args.workers, 1)) as pool:
-        return [row for rows in tqdm(pool.map(job, jobs), total=len(jobs), desc="cut", unit="image", disable=None) for row in rows]
+        return [
+            row
+            for rows in tqdm(pool.map(job, jobs), total=len(jobs), desc="cut", unit="image", disable=None)
+            for row in rows
+        ]
 
 
 def judge(mode: str, args: argparse.Namespace):
@@ -179,8 +217,16 @@ def cut_image(group: list[Person], draft: Path, judges: dict, args: argparse.Nam
             scores, reason = judges[person.source](person, crop)
         if not reason:
             Image.fromarray(crop).save(draft / person.source / f"{person.name}.jpg", quality=95)
-        rows.append({"file": f"{person.source}/{person.name}.jpg", "source": person.source, "image": path.name,
-                     "box": [x0, y0, x1, y1], "kpt": scores, "reason": reason})
+        rows.append(
+            {
+                "file": f"{person.source}/{person.name}.jpg",
+                "source": person.source,
+                "image": path.name,
+                "box": [x0, y0, x1, y1],
+                "kpt": scores,
+                "reason": reason,
+            }
+        )
     return rows
 
 
@@ -199,14 +245,19 @@ def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
         data = datasets.load(name, args.data_dir)
         samples = [s for s in data.train if s.pid >= 0]
         if args.mix_include_test:
-            print(f"warning: --mix-include-test puts the test images of {data.name} into pre-training; results on {data.name} "
-                  "are then no test any more", file=sys.stderr)
+            print(
+                f"warning: --mix-include-test puts the test images of {data.name} into pre-training; its results "
+                "are then no test any more",
+                file=sys.stderr,
+            )
             samples += [s for s in data.query + data.gallery if s.pid > 0]
         (draft / "mix").mkdir(parents=True, exist_ok=True)
         for number, sample in enumerate(samples):
             file = f"mix/{data.name}_{number:06d}{Path(sample.path).suffix.lower()}"
             shutil.copyfile(sample.path, draft / file)
-            rows.append({"file": file, "source": "mix", "image": Path(sample.path).name, "box": None, "kpt": None, "reason": ""})
+            rows.append(
+                {"file": file, "source": "mix", "image": Path(sample.path).name, "box": None, "kpt": None, "reason": ""}
+            )
     return rows
 
 
@@ -231,14 +282,19 @@ def report(rows: list[dict], whole: bool) -> None:
     kept = sum(not row["reason"] for row in rows)
     if not kept:
         told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-        raise ValueError(f"no crop is left of {len(rows)} people ({told}); use --kpt none or smaller --min-w and --min-h")
+        raise ValueError(
+            f"no crop is left of {len(rows)} people ({told}); use --kpt none or smaller --min-w and --min-h"
+        )
     if whole and abs(kept - PUBLISHED) > 0.05 * PUBLISHED:
         print(f"note: {kept} crops, the paper has {PUBLISHED}; --kpt and --kpt-thr move the number", file=sys.stderr)
 
 
 def finish(draft: Path, rows: list[dict]) -> None:
     """Write manifest.jsonl and dropped.jsonl."""
-    for name, part in (("manifest.jsonl", [r for r in rows if not r["reason"]]), ("dropped.jsonl", [r for r in rows if r["reason"]])):
+    for name, part in (
+        ("manifest.jsonl", [r for r in rows if not r["reason"]]),
+        ("dropped.jsonl", [r for r in rows if r["reason"]]),
+    ):
         lines = [json.dumps({k: v for k, v in row.items() if v not in (None, "")}) + "\n" for row in part]
         (draft / name).write_text("".join(lines), encoding="utf-8")
 

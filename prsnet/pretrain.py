@@ -1,4 +1,4 @@
-"""PRSNet, masked self-supervised pre-training (paper sec. III-A to III-D, IV-A); the encoder is what prsnet/train.py uses.
+"""PRSNet, masked self-supervised pre-training (paper sec. III-A to III-D, IV-A) of the encoder for prsnet/train.py.
 
     bash prsnet/run_pretrain.sh                              # all GPUs, resumes by itself
     python prsnet/pretrain.py --row pretrain/prsnet          # one GPU; --row pretrain/mae for the baseline of Table III
@@ -50,14 +50,18 @@ def build(args, run, steps_per_epoch):
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr * args.batch_size / 256, betas=(0.9, 0.95), fused=True)
     if args.clip:
-        optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(matrices + vectors, args.clip) and None)
+        optimizer.register_step_pre_hook(
+            lambda *_: torch.nn.utils.clip_grad_norm_(matrices + vectors, args.clip) and None
+        )
     factor = cosine(args.warmup * steps_per_epoch, args.epochs * steps_per_epoch)
     return processes.parallel(run, model), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def cosine(warmup: int, total: int):
     """Rate factor by iteration: linear from 0 over `warmup`, then half a cosine down to 0 at `total`."""
-    return lambda step: step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    return lambda step: (
+        step / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    )
 
 
 def objective(args, model, x, generator, run):
@@ -73,13 +77,19 @@ def objective(args, model, x, generator, run):
 
 
 def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch):
-    """One pass over the crops in random order; returns the epoch's mean loss over all processes, and images a second."""
+    """One pass over the crops in random order; returns the mean loss over all processes, and images a second."""
     model.train()
     generator = runtime.generator(run, epoch)
-    index_batches = sampling.shuffled_batches(len(store), args.batch_size, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size)
+    index_batches = sampling.shuffled_batches(
+        len(store), args.batch_size, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size
+    )
     total, began = torch.zeros((), device=run.device), time.time()
     stream = images.batches(store, index_batches, run.device, workers=args.workers)
-    for i, (pixels, _) in enumerate(tqdm(stream, total=len(index_batches), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)):
+    for i, (pixels, _) in enumerate(
+        tqdm(
+            stream, total=len(index_batches), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True
+        )
+    ):
         loss = objective(args, model, augment(pixels, generator), generator, run)
         runtime.step(run, loss, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
         scheduler.step()
@@ -91,8 +101,13 @@ def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, 
 
 @torch.no_grad()
 def probe(run, args, model, store) -> dict:
-    """Eq. (1) over hidden blocks on un-augmented images under fixed masks, of the network and of the image's mean colour."""
-    model, grid, sums, seen = runtime.bare(model).eval(), masking.grid_of(args.height, args.width, args.mask_block), [0.0, 0.0], 0
+    """Eq. (1) on un-augmented images under fixed masks, of the network and of drawing the image's mean colour."""
+    model, grid, sums, seen = (
+        runtime.bare(model).eval(),
+        masking.grid_of(args.height, args.width, args.mask_block),
+        [0.0, 0.0],
+        0,
+    )
     generator = torch.Generator(run.device).manual_seed(0)
     for indices in torch.arange(min(PROBES, len(store))).split(32):
         x = transforms.normalize(store.gather(indices).to(run.device))
@@ -109,8 +124,17 @@ def keep_best(run, model, epoch, loss):
         return
     run.extra |= {"best_loss": loss, "best_epoch": epoch}
     if run.main:
-        state = {"schema": checkpoints.SCHEMA, "state_dict": runtime.bare(model).state_dict(), "optimizer": {}, "scheduler": {}, "scaler": {},
-                 "epoch": epoch, "args": run.args, "extra": {"loss": loss}, "wall_s": run.spent + time.time() - run.started}
+        state = {
+            "schema": checkpoints.SCHEMA,
+            "state_dict": runtime.bare(model).state_dict(),
+            "optimizer": {},
+            "scheduler": {},
+            "scaler": {},
+            "epoch": epoch,
+            "args": run.args,
+            "extra": {"loss": loss},
+            "wall_s": run.spent + time.time() - run.started,
+        }
         checkpoints.replace(run.log_dir / "best.pt", lambda file: torch.save(state, file))
 
 
@@ -120,7 +144,9 @@ def crops(run, args):
         if args.synthetic:
             synthetic_crops(args.data_dir, args.synthetic, args.workers)
     folder = Path(args.data_dir) / f"synthetic-{args.synthetic}" if args.synthetic else Path(args.data_dir)
-    return inputs.dataset(dataclasses.replace(run, args={**run.args, "synthetic": None, "data_dir": str(folder)}), "person_crops")
+    return inputs.dataset(
+        dataclasses.replace(run, args={**run.args, "synthetic": None, "data_dir": str(folder)}), "person_crops"
+    )
 
 
 def main(args):
@@ -131,23 +157,44 @@ def main(args):
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))
     model, optimizer, scheduler = build(args, run, steps)
     grad_scaler = runtime.scaler(run)
-    augment = transforms.Augment(flip=0.5, pad=0, crop_scale=tuple(args.crop_scale), crop_ratio=tuple(args.crop_ratio),
-                                 interpolation="bicubic", erase=0.0, channels_last=True)  # fmt: skip
+    augment = transforms.Augment(
+        flip=0.5,
+        pad=0,
+        crop_scale=tuple(args.crop_scale),
+        crop_ratio=tuple(args.crop_ratio),
+        interpolation="bicubic",
+        erase=0.0,
+        channels_last=True,
+    )
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
         loss, speed = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
-        runtime.say(run, f"epoch {epoch + 1}: loss {loss:.4f}, lr {scheduler.get_last_lr()[0]:.2e}; {speed:.0f} images/s")
+        runtime.say(
+            run, f"epoch {epoch + 1}: loss {loss:.4f}, lr {scheduler.get_last_lr()[0]:.2e}; {speed:.0f} images/s"
+        )
         keep_best(run, model, epoch + 1, loss)
         stats = {"loss": loss, "lr": scheduler.get_last_lr()[0]}
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
         elif run.main:
             records.append_log(run.log_dir / "log.jsonl", {"epoch": epoch + 1, **stats})
-    metrics = probe(run, args, model, store) | {"loss": loss if first < args.epochs else run.extra["best_loss"], "best_loss": run.extra["best_loss"]}
-    runtime.say(run, f"hidden blocks: {metrics['masked_mse']:.4f}; the image's mean colour there: {metrics['mean_colour_mse']:.4f}")
-    path = runtime.record(run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs)
-    runtime.say(run, f"lowest loss {run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}: {run.log_dir / 'best.pt'}; result in {path}")
+    metrics = probe(run, args, model, store) | {
+        "loss": loss if first < args.epochs else run.extra["best_loss"],
+        "best_loss": run.extra["best_loss"],
+    }
+    runtime.say(
+        run,
+        f"hidden blocks: {metrics['masked_mse']:.4f}; the image's mean colour there: {metrics['mean_colour_mse']:.4f}",
+    )
+    path = runtime.record(
+        run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs
+    )
+    runtime.say(
+        run,
+        f"lowest loss {run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}: {run.log_dir / 'best.pt'}; "
+        f"result in {path}",
+    )
 
 
 if __name__ == "__main__":

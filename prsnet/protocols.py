@@ -32,8 +32,17 @@ class Centroids(NamedTuple):
     cameras: list[frozenset]
 
 
-def evaluate(protocol: str, query: torch.Tensor, gallery: torch.Tensor, query_pids, gallery_pids, query_camids,
-             gallery_camids, distractors: str = "drop", max_rank: int = 50) -> RankMetrics:
+def evaluate(
+    protocol: str,
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    query_pids,
+    gallery_pids,
+    query_camids,
+    gallery_camids,
+    distractors: str = "drop",
+    max_rank: int = 50,
+) -> RankMetrics:
     """Metrics of query (Q, D) and gallery (G, D) features under a protocol; gallery rows of pid -1 are ignored.
 
     distractors: "drop" or "keep", what becomes of gallery identities without a query in the centroid protocols: kept,
@@ -42,8 +51,12 @@ def evaluate(protocol: str, query: torch.Tensor, gallery: torch.Tensor, query_pi
     Raises: ValueError for an unknown protocol, or if no query has a centroid.
     """
     if protocol not in PROTOCOLS or distractors not in ("drop", "keep"):
-        raise ValueError(f"protocol {protocol!r}, distractors {distractors!r}: choose from {', '.join(PROTOCOLS)} and drop, keep")
-    qp, gp, qc, gc = (np.asarray(ids, dtype=np.int64) for ids in (query_pids, gallery_pids, query_camids, gallery_camids))
+        raise ValueError(
+            f"protocol {protocol!r}, distractors {distractors!r}: choose from {', '.join(PROTOCOLS)} and drop, keep"
+        )
+    qp, gp, qc, gc = (
+        np.asarray(ids, dtype=np.int64) for ids in (query_pids, gallery_pids, query_camids, gallery_camids)
+    )
     if protocol == "image":
         return evaluation.rank_metrics(F.normalize(query), F.normalize(gallery), qp, gp, qc, gc, max_rank=max_rank)
     kept = np.flatnonzero(gp != -1)
@@ -54,8 +67,14 @@ def evaluate(protocol: str, query: torch.Tensor, gallery: torch.Tensor, query_pi
     return rank_centroids(F.normalize(query), qp, qc, made, max_rank)
 
 
-def centroids(gallery: torch.Tensor, pids: np.ndarray, camids: np.ndarray, query_pids: np.ndarray, query_camids: np.ndarray,
-              distractors: str = "drop") -> Centroids:
+def centroids(
+    gallery: torch.Tensor,
+    pids: np.ndarray,
+    camids: np.ndarray,
+    query_pids: np.ndarray,
+    query_camids: np.ndarray,
+    distractors: str = "drop",
+) -> Centroids:
     """For every query identity and each of its query cameras, the mean over its gallery images of the other cameras.
 
     Two cameras that leave the same set of cameras give one centroid. Order: by pid, then by query camera.
@@ -86,8 +105,10 @@ def centroids(gallery: torch.Tensor, pids: np.ndarray, camids: np.ndarray, query
     return Centroids(F.normalize(torch.stack(feats)), np.array(owners), cameras)
 
 
-def rank_centroids(query: torch.Tensor, pids: np.ndarray, camids: np.ndarray, made: Centroids, max_rank: int) -> RankMetrics:
-    """Metrics of unit queries (Q, D) against centroids; those of the query's pid that contain its camera are ignored."""
+def rank_centroids(
+    query: torch.Tensor, pids: np.ndarray, camids: np.ndarray, made: Centroids, max_rank: int
+) -> RankMetrics:
+    """Metrics of unit queries (Q, D); centroids of the query's pid that contain its camera are ignored."""
     by_pid: dict[int, list[int]] = {}
     for column, pid in enumerate(made.pids):
         by_pid.setdefault(int(pid), []).append(column)

@@ -1,4 +1,4 @@
-"""The re-identification network (Figure 1, right): encoder, BNNeck, classifier; and how pre-trained weights enter it."""
+"""The re-identification network (Figure 1): encoder, BNNeck, classifier; and how pre-trained weights enter it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -48,8 +48,17 @@ class ReID(nn.Module):
         return Output(f, logits, fm)
 
 
-def build_encoder(model: str, size: Size, block: str, feature: int, height: int, width: int, mask_block: tuple[int, int],
-                  mae_head: str, mask_ratio: float) -> nn.Module:
+def build_encoder(
+    model: str,
+    size: Size,
+    block: str,
+    feature: int,
+    height: int,
+    width: int,
+    mask_block: tuple[int, int],
+    mae_head: str,
+    mask_ratio: float,
+) -> nn.Module:
     """Images -> (B, feature), without weights."""
     if model == "mae":
         return MAEFeature(ViTEncoder(height, width, mask_block, size, mask_ratio), feature, mae_head)
@@ -66,12 +75,20 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
     state = checkpoints.read(path)
     stored = state["args"]
     if "mask_loss" not in stored:
-        raise ValueError(f"{path} is no pre-training checkpoint of prsnet; give --weights best.pt of prsnet/pretrain.py, or none")
+        raise ValueError(
+            f"{path} is no pre-training checkpoint of prsnet; give --weights best.pt of prsnet/pretrain.py, or none"
+        )
     check_same(path, stored, flags)
-    weights = {k.removeprefix("encoder."): v for k, v in checkpoints.strip_prefixes(state["state_dict"]).items() if k.startswith("encoder.")}
+    weights = {
+        k.removeprefix("encoder."): v
+        for k, v in checkpoints.strip_prefixes(state["state_dict"]).items()
+        if k.startswith("encoder.")
+    }
     target = encoder.encoder if isinstance(encoder, MAEFeature) else encoder
     fresh = []
-    if isinstance(encoder, Encoder) and "proj.weight" not in weights:  # pre-trained with GAP -> LN: the projection is new
+    if (
+        isinstance(encoder, Encoder) and "proj.weight" not in weights
+    ):  # pre-trained with GAP -> LN: the projection is new
         weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
         weights["proj.weight"] = target.proj.weight.detach().clone()
         fresh.append("proj.weight")
@@ -81,8 +98,10 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
         weights = {k: own[k] if "norm" in k else v for k, v in weights.items()}
     checkpoints.fit(target, weights, path)
     left = sum(not k.startswith("encoder.") for k in checkpoints.strip_prefixes(state["state_dict"]))
-    return (f"weights: {len(weights) - len(fresh)} tensors from {path} (epoch {state['epoch']}), {len(fresh)} start fresh, "
-            f"{left} of the decoder left out")
+    return (
+        f"weights: {len(weights) - len(fresh)} tensors from {path} (epoch {state['epoch']}), {len(fresh)} start fresh, "
+        f"{left} of the decoder left out"
+    )
 
 
 def check_same(path: Path, stored: dict, flags: dict) -> None:

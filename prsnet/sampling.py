@@ -3,8 +3,9 @@
 import numpy as np
 
 
-def identity_plan(labels: np.ndarray, num_ids: int, num_instances: int, *, seed: int, epoch: int, rank: int = 0,
-                  world_size: int = 1) -> np.ndarray:
+def identity_plan(
+    labels: np.ndarray, num_ids: int, num_instances: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
     """One epoch of P x K batches in which every image occurs at most once (spec of the authors' loader).
 
     The images of an identity are shuffled and cut into groups of K; a last group of 2 .. K-1 is filled with -1 (no
@@ -20,10 +21,14 @@ def identity_plan(labels: np.ndarray, num_ids: int, num_instances: int, *, seed:
     if num_ids < 2 or num_instances < 2:
         raise ValueError(f"batch of {num_ids} identities x {num_instances} images: centroids need at least 2 x 2")
     if len(ids) < num_ids:
-        raise ValueError(f"{len(ids)} identities for batches of {num_ids}; use a smaller --batch-size or more --num-instances")
+        raise ValueError(
+            f"{len(ids)} identities for batches of {num_ids}; use a smaller --batch-size or more --num-instances"
+        )
     if num_ids % world_size:
-        raise ValueError(f"batch of {num_ids} identities x {num_instances} images does not split over {world_size} processes; "
-                         f"use a --batch-size of {-(-num_ids // world_size) * world_size * num_instances}")
+        raise ValueError(
+            f"batch of {num_ids} identities x {num_instances} images does not split over {world_size} processes; "
+            f"use a --batch-size of {-(-num_ids // world_size) * world_size * num_instances}"
+        )
     rng = np.random.default_rng([seed, epoch])
     order = np.argsort(labels, kind="stable")
     groups = [cut(rng.permutation(members), num_instances) for members in np.split(order, np.cumsum(counts)[:-1])]
@@ -43,15 +48,22 @@ def cut(members: np.ndarray, size: int) -> list[np.ndarray]:
     return [np.pad(group, (0, size - len(group)), constant_values=-1) for group in groups]
 
 
-def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-    """One epoch over n images in random order, (iters, batch_size / world_size) int64; the last incomplete batch is dropped.
+def shuffled_batches(
+    n: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
+    """One epoch over n images in random order, (iters, batch_size / world_size) int64; an incomplete batch is dropped.
 
     Raises: ValueError if not one batch can be filled, or the processes do not divide it.
     """
     if batch_size % world_size:
-        raise ValueError(f"--batch-size {batch_size} does not split over {world_size} processes; nearest: {batch_size // world_size * world_size or world_size}")
+        raise ValueError(
+            f"--batch-size {batch_size} does not split over {world_size} processes; "
+            f"nearest: {batch_size // world_size * world_size or world_size}"
+        )
     if n < batch_size or batch_size < 1:
-        raise ValueError(f"{n} images cannot fill one batch of {batch_size}; nothing would be trained: lower --batch-size")
+        raise ValueError(
+            f"{n} images cannot fill one batch of {batch_size}; nothing would be trained: lower --batch-size"
+        )
     order = np.random.default_rng([seed, epoch]).permutation(n)[: n // batch_size * batch_size]
     share = batch_size // world_size
     return order.reshape(-1, batch_size)[:, rank * share : (rank + 1) * share].astype(np.int64)

@@ -1,10 +1,12 @@
-"""PRSNet, fine-tuning for re-identification (paper sec. III-E, IV-B). Table III reports mAP 97.6, rank-1 97.1 on Market-1501
-under a protocol of its own (centroid-legacy, README): every number here carries the name of its protocol.
+"""PRSNet, fine-tuning for re-identification (paper sec. III-E, IV-B).
+
+Table III reports mAP 97.6, rank-1 97.1 on Market-1501 under a protocol of its own (centroid-legacy, README); every
+number here carries the name of its protocol.
 
     python prsnet/train.py --dataset market                       # Eq. (4), after prsnet/pretrain.py
     python prsnet/train.py --row table4/market-ctl                # any row of experiments.yaml
     torchrun --nproc_per_node=2 prsnet/train.py --dataset market  # the same batch on two GPUs
-    python prsnet/train.py --row demo/pretrained                  # one CPU, minutes, rendered people, after demo/pretrain
+    python prsnet/train.py --row demo/pretrained                  # one CPU, minutes, after demo/pretrain
 """
 
 import sys
@@ -33,8 +35,17 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def build_model(args: Namespace, num_classes: int) -> ReID:
     """The network of the flags, without weights."""
-    encoder = build_encoder(args.model, SIZES[args.size], args.block, args.bottleneck, args.height, args.width, tuple(args.mask_block),
-                            args.mae_head, args.mask_ratio)
+    encoder = build_encoder(
+        args.model,
+        SIZES[args.size],
+        args.block,
+        args.bottleneck,
+        args.height,
+        args.width,
+        tuple(args.mask_block),
+        args.mae_head,
+        args.mask_ratio,
+    )
     return ReID(encoder, args.bottleneck, num_classes, polluted=variants(args)["neck"] == "polluted")
 
 
@@ -53,7 +64,12 @@ def build(args, run, num_classes, data_name):
     parameters = [p for name, p in model.named_parameters() if name != "centres" and p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     centres = torch.optim.SGD([model.centres], lr=0.5)
-    return processes.parallel(run, model), optimizer, centres, torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_steps(args.epochs))
+    return (
+        processes.parallel(run, model),
+        optimizer,
+        centres,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_steps(args.epochs)),
+    )
 
 
 def warmup_steps(epochs: int):
@@ -70,7 +86,8 @@ def objective(args, model, output, real, labels):
         "id": w_id * losses.identity_loss(output.logits, labels),
         "triplet": w_triplet * losses.triplet(feats, real, args.margin, args.dist),  # Eq. (2)
         "centre": losses.centre_loss(output.feats, labels, model.centres, w_centre),
-        "centroid": w_centroid * losses.centroid_loss(args.centroid, feats, masked, real, args.margin, args.dist),  # Eqs. (3), (4)
+        "centroid": w_centroid
+        * losses.centroid_loss(args.centroid, feats, masked, real, args.margin, args.dist),  # Eqs. (3), (4)
     }
     return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
 
@@ -88,13 +105,19 @@ def train_one_epoch(run, args, model, optimizers, grad_scaler, store, labels, au
     """One pass over the identities; returns the epoch's mean loss and its parts."""
     model.train()
     ids = args.batch_size // args.num_instances
-    plan = sampling.identity_plan(labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size)[: args.iters]
+    plan = sampling.identity_plan(
+        labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size
+    )[: args.iters]
     grid, mask_draw = masking.grid_of(args.height, args.width, args.mask_block), runtime.generator(run, epoch, 1)
     generator, totals, seen, began = runtime.generator(run, epoch), {}, 0, time.time()
     stream = images.batches(store, [row[row >= 0] for row in plan], run.device, workers=args.workers)
-    for i, (pixels, indices) in enumerate(tqdm(stream, total=len(plan), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)):
+    for i, (pixels, indices) in enumerate(
+        tqdm(stream, total=len(plan), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
+    ):
         x = augment(pixels, generator)
-        masked = masking.random_mask(len(x), grid, args.mask_ratio, mask_draw) if args.centroid.startswith("mctl") else None
+        masked = (
+            masking.random_mask(len(x), grid, args.mask_ratio, mask_draw) if args.centroid.startswith("mctl") else None
+        )
         with run.autocast():
             output = model(x, masked)
         real = torch.from_numpy(plan[i] >= 0).view(-1, args.num_instances).to(run.device)
@@ -128,11 +151,15 @@ def main(args):
     runtime.open_log(run, inputs.data_name(data))
     size = (args.height, args.width)
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
-    test_store = inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear")
+    test_store = inputs.open_images(
+        run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
+    )
     labels = torch.from_numpy(np.ascontiguousarray(datasets.labels(data.train)))
     model, optimizer, centres, scheduler = build(args, run, int(labels.max()) + 1, inputs.data_name(data))
     grad_scaler = runtime.scaler(run)
-    augment = transforms.Augment(erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True)
+    augment = transforms.Augment(
+        erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
+    )
     for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
         stats = train_one_epoch(run, args, model, [optimizer, centres], grad_scaler, store, labels, augment, epoch)
@@ -142,7 +169,11 @@ def main(args):
             show(run, f"epoch {epoch + 1}", run.extra["last"])
             stats |= run.extra["last"]
         runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
-    protocol = {**inputs.MARKET_PROTOCOL, "protocols": ", ".join(args.protocol), "centroid_distractors": args.centroid_distractors}
+    protocol = {
+        **inputs.MARKET_PROTOCOL,
+        "protocols": ", ".join(args.protocol),
+        "centroid_distractors": args.centroid_distractors,
+    }
     path = runtime.record(run, run.extra["last"], inputs.describe(data), protocol, epoch=args.epochs)
     runtime.say(run, f"result in {path}")
 

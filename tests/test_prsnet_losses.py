@@ -64,7 +64,9 @@ def loop(form, feats, masked, real, margin=0.5, dist="l2"):
 def test_eq3_and_eq4_equal_a_loop(form, dist, change):
     feats, masked, real = batch()
     real = change(real)
-    assert losses.centroid_loss(form, feats, masked, real, dist=dist).item() == pytest.approx(loop(form, feats, masked, real, dist=dist), rel=1e-4)
+    assert losses.centroid_loss(form, feats, masked, real, dist=dist).item() == pytest.approx(
+        loop(form, feats, masked, real, dist=dist), rel=1e-4
+    )
 
 
 def test_lambdas_of_a_full_batch_are_1_and_15_sixteenths():
@@ -80,7 +82,7 @@ def test_mctl_with_lambdas_zero_is_ctl(monkeypatch):
 
 
 def authors_loop(feats, masked, real, margin=0.5):
-    """Every row of the stack [queries, centroids] is an anchor, mined among all rows; a second stack with masked centroids."""
+    """Every row of the stack [queries, centroids] is an anchor, mined among all; a second stack has masked centroids."""
     feats, masked, slots = feats.double().numpy(), masked.double().numpy(), []
     for i in range(K):
         rest = [j for j in range(K) if j != i]
@@ -91,7 +93,9 @@ def authors_loop(feats, masked, real, margin=0.5):
             for stack in stacks:
                 rows = np.concatenate(stack)
                 d = [distance(rows[row], other, "l2") for other in rows]
-                total += max(d[k] for k in range(2 * P) if k % P == row % P) - min(d[k] for k in range(2 * P) if k % P != row % P)
+                total += max(d[k] for k in range(2 * P) if k % P == row % P) - min(
+                    d[k] for k in range(2 * P) if k % P != row % P
+                )
             terms.append(max(0.0, total + margin))
         slots.append(np.mean(terms))
     return np.mean(slots)
@@ -99,7 +103,9 @@ def authors_loop(feats, masked, real, margin=0.5):
 
 def test_authors_form_equals_a_loop_over_both_stacks():
     feats, masked, real = batch()
-    assert losses.centroid_loss("mctl-authors", feats, masked, real).item() == pytest.approx(authors_loop(feats, masked, real), rel=1e-4)
+    assert losses.centroid_loss("mctl-authors", feats, masked, real).item() == pytest.approx(
+        authors_loop(feats, masked, real), rel=1e-4
+    )
 
 
 def test_authors_form_without_holes_doubles_both_distances():
@@ -111,7 +117,9 @@ def test_authors_form_without_holes_doubles_both_distances():
         d, same = torch.cdist(rows, rows), torch.eye(P, dtype=torch.bool).repeat(2, 2)
         ap, an = (d * same).amax(1), d.masked_fill(same, torch.inf).amin(1)
         slots.append((2 * ap - 2 * an + 0.5).relu().mean())
-    assert losses.centroid_loss("mctl-authors", feats, feats, real).item() == pytest.approx(torch.stack(slots).mean().item(), rel=1e-4)
+    assert losses.centroid_loss("mctl-authors", feats, feats, real).item() == pytest.approx(
+        torch.stack(slots).mean().item(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("form", [form for form in losses.FORMS if form != "none"])
@@ -130,7 +138,9 @@ def test_slots_without_an_image_change_no_value_and_no_gradient(form):
 def test_triplet_of_a_full_batch_is_the_shared_batch_hard_triplet():
     feats, _, real = batch()
     labels = torch.arange(P).repeat_interleave(K)
-    assert losses.triplet(feats, real).item() == pytest.approx(batch_hard_triplet(feats.flatten(0, 1), labels, 0.5).item(), rel=1e-5)
+    assert losses.triplet(feats, real).item() == pytest.approx(
+        batch_hard_triplet(feats.flatten(0, 1), labels, 0.5).item(), rel=1e-5
+    )
 
 
 def test_gradients_of_all_forms_are_those_of_finite_differences():
@@ -152,14 +162,19 @@ def test_duplicates_and_batches_of_one_person_give_finite_gradients():
 
 def test_centre_loss_pulls_features_by_its_weight_and_centres_by_one():
     draw = torch.Generator().manual_seed(0)
-    feats, centres = torch.randn(6, D, generator=draw, requires_grad=True), torch.randn(3, D, generator=draw, requires_grad=True)
+    feats, centres = (
+        torch.randn(6, D, generator=draw, requires_grad=True),
+        torch.randn(3, D, generator=draw, requires_grad=True),
+    )
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     loss = losses.centre_loss(feats, labels, centres)
     plain = (feats - centres[labels]).square().sum(1).mean()
     assert loss.item() == pytest.approx(5e-4 * plain.item(), rel=1e-3)
     loss.backward()
     by_feats, by_centres = torch.autograd.grad(plain, (feats, centres))
-    assert torch.allclose(feats.grad, 5e-4 * by_feats, atol=1e-8) and torch.allclose(centres.grad, by_centres, atol=1e-6)
+    assert torch.allclose(feats.grad, 5e-4 * by_feats, atol=1e-8) and torch.allclose(
+        centres.grad, by_centres, atol=1e-6
+    )
 
 
 def test_unknown_forms_and_missing_masked_features_are_named():

@@ -73,7 +73,9 @@ def test_authors_region_is_a_quarter_of_which_three_quarters_were_hidden():
     assert masked[region].float().mean().item() == pytest.approx(0.749, abs=0.01)
 
 
-@pytest.mark.parametrize("block, message", [((15, 8), "height 15 must be one of 2, 4, 8, 16"), ((16, 7), "width 7 must be one of 2, 4, 8")])
+@pytest.mark.parametrize(
+    "block, message", [((15, 8), "height 15 must be one of 2, 4, 8, 16"), ((16, 7), "width 7 must be one of 2, 4, 8")]
+)
 def test_block_that_does_not_divide_is_named_with_those_that_do(block, message):
     with pytest.raises(ValueError, match=message):
         masking.grid_of(256, 128, block)
@@ -93,7 +95,9 @@ def test_parameter_counts_of_the_convolutional_networks_to_the_unit():
     assert count(authors) == 27_820_128
     assert count(small) == 46_728_003 and count(large) == 78_189_379
     assert count(authors) + count(small) + DEAD_EMBEDDING == 74_942_371  # V1 autoencoder as released
-    assert count(plain) + DEAD_EMBEDDING + 2 * 768 == 29_787_232  # V1 ReID encoder as released: + unused embedding and LN
+    assert (
+        count(plain) + DEAD_EMBEDDING + 2 * 768 == 29_787_232
+    )  # V1 ReID encoder as released: + unused embedding and LN
     assert count(v2) + count(small) + DEAD_EMBEDDING == 81_995_395  # V2 autoencoder
     assert sum(count(stage[1].branch) for stage in v2.stages) == 7_051_680
     assert count(v2) + DEAD_EMBEDDING + count(dense) == 49_425_216 and count(dense) == 14_157_824  # V2 ReID encoder
@@ -176,7 +180,7 @@ def test_what_cannot_be_folded_is_refused_with_the_reason(block):
         fold(Encoder(block, TINY))
 
 
-# ---------------------------------------------------------------------------------------- statistics, parameters, blocks
+# --------------------------------------------------------------------------------------- statistics, parameters, blocks
 
 
 @pytest.mark.parametrize("block", ["rep", "v2"])
@@ -201,8 +205,15 @@ def test_masked_pass_leaves_statistics_alone_to_the_bit(block):
     assert not torch.equal(polluted.neck.running_mean, fresh.neck.running_mean)
 
 
-@pytest.mark.parametrize("model", [lambda: PRSNet(64, 32, "rep", TINY), lambda: PRSNet(64, 32, "plain", TINY, 32),
-                                   lambda: PRSNet(64, 32, "v2", TINY), lambda: MAE(64, 32, (4, 2), TINY)])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: PRSNet(64, 32, "rep", TINY),
+        lambda: PRSNet(64, 32, "plain", TINY, 32),
+        lambda: PRSNet(64, 32, "v2", TINY),
+        lambda: MAE(64, 32, (4, 2), TINY),
+    ],
+)
 def test_one_step_changes_every_parameter(model):
     torch.manual_seed(0)
     model = model()
@@ -260,7 +271,16 @@ def test_position_code_of_a_rectangle_has_rows_and_columns():
     code = position_code(8, 3, 5)
     assert code.shape == (1, 16, 8) and not code[0, 0].any()
     row, column = 2, 3
-    expected = [np.sin(row), np.sin(row / 100), np.cos(row), np.cos(row / 100), np.sin(column), np.sin(column / 100), np.cos(column), np.cos(column / 100)]
+    expected = [
+        np.sin(row),
+        np.sin(row / 100),
+        np.cos(row),
+        np.cos(row / 100),
+        np.sin(column),
+        np.sin(column / 100),
+        np.cos(column),
+        np.cos(column / 100),
+    ]
     assert np.allclose(code[0, 1 + row * 5 + column], expected, atol=1e-6)
 
 
@@ -275,4 +295,6 @@ def test_authors_mae_head_has_rank_24_at_most():
 
 def test_a_mask_of_another_ratio_is_refused_by_the_transformer():
     with pytest.raises(ValueError, match="hides 128 blocks; this transformer was built for 192"):
-        ViTEncoder(64, 32, (4, 2), TINY).tokens(torch.zeros(1, 3, 64, 32), masking.random_mask(1, (16, 16), 0.5, draw()))
+        ViTEncoder(64, 32, (4, 2), TINY).tokens(
+            torch.zeros(1, 3, 64, 32), masking.random_mask(1, (16, 16), 0.5, draw())
+        )

@@ -16,12 +16,26 @@ def write_coco(root, people, size=(64, 48), file_size=None, flags=True):
     """One image and its COCO annotations; people: (box, visibility of all points) pairs."""
     (root / "train2017").mkdir(parents=True)
     (root / "annotations").mkdir()
-    picture = np.random.default_rng(0).integers(0, 256, ((file_size or size)[1], (file_size or size)[0], 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(
+        0, 256, ((file_size or size)[1], (file_size or size)[0], 3), dtype=np.uint8
+    )
     Image.fromarray(picture).save(root / "train2017" / "000000000007.jpg", quality=98)
-    rows = [{"id": n, "image_id": 7, "category_id": 1, "iscrowd": 0, "bbox": box, **({"keypoints": [1, 1, v] * 17} if flags else {})}
-            for n, (box, v) in enumerate(people)]  # fmt: skip
-    content = {"images": [{"id": 7, "file_name": "000000000007.jpg", "width": size[0], "height": size[1]}], "annotations": rows,
-               "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}]}  # fmt: skip
+    rows = [
+        {
+            "id": n,
+            "image_id": 7,
+            "category_id": 1,
+            "iscrowd": 0,
+            "bbox": box,
+            **({"keypoints": [1, 1, v] * 17} if flags else {}),
+        }
+        for n, (box, v) in enumerate(people)
+    ]
+    content = {
+        "images": [{"id": 7, "file_name": "000000000007.jpg", "width": size[0], "height": size[1]}],
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
+    }
     path = root / "annotations" / "person_keypoints_train2017.json"
     path.write_text(json.dumps(content))
     return path, content
@@ -36,16 +50,26 @@ def kept(root):
 
 
 def test_whole_people_are_kept_and_the_others_have_a_reason(tmp_path, capsys):
-    path, content = write_coco(tmp_path, [((10, 4, 20, 40), 2), ((30, 4, 12, 30), 0), ((5, 5, 7, 30), 2), ((50.5, 20, 40, 60), 1)])
-    content["annotations"] += [{**content["annotations"][0], "id": 90, "iscrowd": 1}, {**content["annotations"][0], "id": 91, "category_id": 2}]
+    path, content = write_coco(
+        tmp_path, [((10, 4, 20, 40), 2), ((30, 4, 12, 30), 0), ((5, 5, 7, 30), 2), ((50.5, 20, 40, 60), 1)]
+    )
+    content["annotations"] += [
+        {**content["annotations"][0], "id": 90, "iscrowd": 1},
+        {**content["annotations"][0], "id": 91, "category_id": 2},
+    ]
     path.write_text(json.dumps(content))
     root = cut("--coco", path, "--out", tmp_path / "out")
     assert [(row["file"], row["box"]) for row in kept(root)] == [
-        ("coco/coco_000000000007_0.jpg", [10, 4, 30, 44]), ("coco/coco_000000000007_3.jpg", [50, 20, 64, 48])]  # fmt: skip
+        ("coco/coco_000000000007_0.jpg", [10, 4, 30, 44]),
+        ("coco/coco_000000000007_3.jpg", [50, 20, 64, 48]),
+    ]
     dropped = [json.loads(line)["reason"] for line in (root / "dropped.jsonl").read_text().splitlines()]
     assert dropped == ["no key point", "a side below 8 pixels"]
     assert "coco: 4 people, 2 kept" in capsys.readouterr().out
-    original, crop = np.asarray(Image.open(tmp_path / "train2017/000000000007.jpg")), np.asarray(Image.open(root / "coco/coco_000000000007_0.jpg"))
+    original, crop = (
+        np.asarray(Image.open(tmp_path / "train2017/000000000007.jpg")),
+        np.asarray(Image.open(root / "coco/coco_000000000007_0.jpg")),
+    )
     assert crop.shape == (40, 20, 3) and np.abs(crop.astype(int) - original[4:44, 10:30]).mean() < 8
     data = datasets.load("person_crops", tmp_path / "out")
     assert len(data.train) == 2 and data.query == data.gallery == [] and "2 crops" in data.statistics()
@@ -60,7 +84,10 @@ def test_scores_of_hrnet_decide_by_name_and_threshold(tmp_path):
     root = cut("--coco", path, "--kpt", "json", "--kpt-json", scores, "--kpt-thr", 0.1, "--out", tmp_path / "b")
     assert len(kept(root)) == 2
     scores.write_text(json.dumps([{"image_id": "coco_000000000007_2", "keypoints": [3, 3, 0.8] * 17}]))
-    assert kept(cut("--coco", path, "--kpt", "json", "--kpt-json", scores, "--out", tmp_path / "c"))[0]["file"][-6:] == "_2.jpg"
+    assert (
+        kept(cut("--coco", path, "--kpt", "json", "--kpt-json", scores, "--out", tmp_path / "c"))[0]["file"][-6:]
+        == "_2.jpg"
+    )
     scores.write_text(json.dumps({"x": [1] * 16}))
     with pytest.raises(ValueError, match="x has 16 scores, expected 17"):
         keypoints.load_scores(scores)
@@ -74,7 +101,8 @@ def test_voc_boxes_count_from_one_and_only_people_are_cut(tmp_path):
     box = "<bndbox><xmin>1</xmin><ymin>3</ymin><xmax>20</xmax><ymax>50</ymax></bndbox>"
     (root / "Annotations" / "2008_000001.xml").write_text(
         "<annotation><filename>2008_000001.jpg</filename><size><width>40</width><height>50</height></size>"
-        f"<object><name>dog</name>{box}</object><object><name>person</name>{box}</object></annotation>")  # fmt: skip
+        f"<object><name>dog</name>{box}</object><object><name>person</name>{box}</object></annotation>"
+    )
     rows = kept(cut("--voc", root, "--kpt", "none", "--out", tmp_path / "out"))
     assert [(row["file"], row["box"]) for row in rows] == [("voc/voc_20122008000001_1.jpg", [0, 2, 20, 50])]
 
@@ -82,7 +110,12 @@ def test_voc_boxes_count_from_one_and_only_people_are_cut(tmp_path):
 @pytest.mark.parametrize(
     "people, options, words, message",
     [
-        ([((0, 0, 20, 40), 2)], {"file_size": (32, 24)}, [], "as 64 x 48 pixels, the file has 32 x 24: these annotations belong to other images"),
+        (
+            [((0, 0, 20, 40), 2)],
+            {"file_size": (32, 24)},
+            [],
+            "as 64 x 48 pixels, the file has 32 x 24: these annotations belong to other images",
+        ),
         ([((70, 0, 20, 40), 2)], {}, [], "outside its image of 64 x 48"),
         ([], {}, [], "nobody is annotated"),
         ([((0, 0, 20, 40), 0)], {}, [], r"no crop is left of 1 people \(1 no key point\)"),
@@ -90,7 +123,12 @@ def test_voc_boxes_count_from_one_and_only_people_are_cut(tmp_path):
         ([((4, 4, 2, 0), 2)], {}, ["--kpt", "none"], "no crop is left of 1 people .1 a side below 8 pixels"),
         ([((0, 0, 20, 40), 2)], {"flags": False}, [], "has no key points; use person_keypoints_train2017.json"),
         ([((0, 0, 20, 40), 2)], {}, ["--kpt", "json"], "needs --kpt-json FILE"),
-        ([((0, 0, 20, 40), 2)], {}, ["--kpt", "keypointrcnn", "--kpt-weights", "gone.pth"], "--kpt-weights: no file gone.pth"),
+        (
+            [((0, 0, 20, 40), 2)],
+            {},
+            ["--kpt", "keypointrcnn", "--kpt-weights", "gone.pth"],
+            "--kpt-weights: no file gone.pth",
+        ),
         ([((0, 0, 20, 40), 2)], {}, ["--min-h", "160"], "smaller than 0 x 160"),
     ],
 )
@@ -104,7 +142,9 @@ def test_what_does_not_fit_is_said_in_a_sentence_and_nothing_is_left(tmp_path, p
 def test_missing_and_broken_files_are_named(tmp_path):
     path, content = write_coco(tmp_path, [((0, 0, 20, 40), 2)])
     (tmp_path / "train2017" / "000000000007.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="no image 000000000007.jpg in .*these annotations belong to other images"):
+    with pytest.raises(
+        FileNotFoundError, match="no image 000000000007.jpg in .*these annotations belong to other images"
+    ):
         cut("--coco", path, "--out", tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match="not readable as JSON"):
@@ -126,7 +166,11 @@ def test_missing_and_broken_files_are_named(tmp_path):
 def test_mixed_training_images_lose_their_labels_and_test_images_are_warned_about(tmp_path, capsys):
     write_market(tmp_path, train_ids=3, test_ids=2)
     root = cut("--mix", "market", "--data-dir", tmp_path, "--out", tmp_path / "a")
-    assert len(kept(root)) == 18 and kept(root)[0]["file"] == "mix/market_000000.jpg" and "warning" not in capsys.readouterr().err
+    assert (
+        len(kept(root)) == 18
+        and kept(root)[0]["file"] == "mix/market_000000.jpg"
+        and "warning" not in capsys.readouterr().err
+    )
     root = cut("--mix", "market", "--mix-include-test", "--data-dir", tmp_path, "--out", tmp_path / "b")
     assert len(kept(root)) == 30 and "no test any more" in capsys.readouterr().err
 
@@ -145,7 +189,12 @@ def test_street_scenes_hold_what_their_annotations_say(tmp_path, monkeypatch):
         assert 0 <= x < x + w <= width and 0 <= y < y + h <= height and 0 < row["area"] <= w * h
         points = np.array(row["keypoints"]).reshape(17, 3)
         seen = points[points[:, 2] == 2]
-        assert (seen[:, 0] >= x - 1).all() and (seen[:, 0] <= x + w + 1).all() and (seen[:, 1] >= y - 1).all() and (seen[:, 1] <= y + h + 1).all()
+        assert (
+            (seen[:, 0] >= x - 1).all()
+            and (seen[:, 0] <= x + w + 1).all()
+            and (seen[:, 1] >= y - 1).all()
+            and (seen[:, 1] <= y + h + 1).all()
+        )
         assert row["num_keypoints"] == (points[:, 2] > 0).sum()
     whole = [r for r in content["annotations"] if not r["iscrowd"] and r["num_keypoints"] == 17]
     rows = kept(root)

@@ -9,7 +9,7 @@ from prsnet import protocols, sampling
 
 
 def hand_made():
-    """Three people, three cameras: every person is seen by all of them in the gallery, queries come from cameras 0 and 1."""
+    """Three people, three cameras: the gallery has everybody from all of them, the queries are from cameras 0 and 1."""
     draw = torch.Generator().manual_seed(3)
     gallery_pids, gallery_camids = np.repeat([1, 2, 3], 6), np.tile([0, 0, 1, 1, 2, 2], 3)
     query_pids, query_camids = np.array([1, 1, 2, 2, 3, 3]), np.array([0, 1, 0, 1, 0, 1])
@@ -18,7 +18,7 @@ def hand_made():
 
 
 def loop(query, gallery, qp, gp, qc, gc, cameras):
-    """mAP and rank-1 of the centroid rule, written query by query; `cameras` are those the rule reads for the gallery."""
+    """mAP and rank-1 of the centroid rule, query by query; `cameras` are those the rule reads for the gallery."""
     centroids = {}
     for pid, camid in zip(qp, qc):
         rows = [i for i in range(len(gp)) if gp[i] == pid and cameras[i] != camid]
@@ -29,7 +29,11 @@ def loop(query, gallery, qp, gp, qc, gc, cameras):
     aps, hits = [], []
     for x, pid, camid in zip(query, qp, qc):
         x = x / np.linalg.norm(x)
-        allowed = [(np.linalg.norm(x - c), key[0] == pid) for key, c in centroids.items() if not (key[0] == pid and camid in key[1])]
+        allowed = [
+            (np.linalg.norm(x - c), key[0] == pid)
+            for key, c in centroids.items()
+            if not (key[0] == pid and camid in key[1])
+        ]
         ranked = [right for _, right in sorted(allowed)]
         if any(ranked):
             places = [i + 1 for i, right in enumerate(ranked) if right]
@@ -68,7 +72,10 @@ def test_centroid_protocols_equal_a_loop(seed):
 def test_legacy_is_the_same_where_the_shift_changes_nothing_and_differs_otherwise():
     query, gallery, qp, gp, qc, gc = hand_made()
     cyclic = np.tile([0, 1], 9)  # the joint list read with gallery indices gives the same cameras
-    a, b = (protocols.evaluate(name, query, gallery, qp, gp, np.tile([0, 1], 3), cyclic) for name in ("centroid", "centroid-legacy"))
+    a, b = (
+        protocols.evaluate(name, query, gallery, qp, gp, np.tile([0, 1], 3), cyclic)
+        for name in ("centroid", "centroid-legacy")
+    )
     assert a.mAP == b.mAP and np.array_equal(a.cmc, b.cmc)
     a, b = (protocols.evaluate(name, query, gallery, qp, gp, qc, gc) for name in ("centroid", "centroid-legacy"))
     assert a.mAP != b.mAP
@@ -76,9 +83,13 @@ def test_legacy_is_the_same_where_the_shift_changes_nothing_and_differs_otherwis
 
 def test_distractors_vanish_or_stay():
     query, gallery, qp, gp, qc, gc = hand_made()
-    more = torch.cat([gallery, query[:1] * 2, query[1:2] * 3, query[:1], query[1:2]])  # strangers that look like the queries
+    more = torch.cat(
+        [gallery, query[:1] * 2, query[1:2] * 3, query[:1], query[1:2]]
+    )  # strangers that look like the queries
     gp, gc = np.concatenate([gp, [0, 0, 9, 9]]), np.concatenate([gc, [2, 2, 2, 2]])
-    dropped, kept = (protocols.evaluate("centroid", query, more, qp, gp, qc, gc, distractors=d) for d in ("drop", "keep"))
+    dropped, kept = (
+        protocols.evaluate("centroid", query, more, qp, gp, qc, gc, distractors=d) for d in ("drop", "keep")
+    )
     assert dropped.mAP == protocols.evaluate("centroid", query, gallery, qp, gp[:18], qc, gc[:18]).mAP
     assert kept.rank(1) < dropped.rank(1) or kept.mAP < dropped.mAP
     assert len(protocols.centroids(more, gp, gc, qp, qc, "keep").pids) == 6 + 2 + 1
@@ -95,7 +106,12 @@ def test_junk_is_left_out_before_the_joint_list_is_made():
 
 def test_image_protocol_equals_the_reference_on_random_features():
     draw = np.random.default_rng(0)
-    qp, qc, gp, gc = draw.integers(1, 20, 50), draw.integers(0, 4, 50), draw.integers(0, 22, 400), draw.integers(0, 4, 400)
+    qp, qc, gp, gc = (
+        draw.integers(1, 20, 50),
+        draw.integers(0, 4, 50),
+        draw.integers(0, 22, 400),
+        draw.integers(0, 4, 400),
+    )
     query, gallery = (torch.from_numpy(draw.normal(size=(n, 8))).float() for n in (50, 400))
     m, aps = protocols.evaluate("image", query, gallery, qp, gp, qc, gc), []
     q, g = (torch.nn.functional.normalize(x).double().numpy() for x in (query, gallery))
@@ -129,7 +145,9 @@ def test_every_image_occurs_at_most_once_and_groups_belong_to_one_person():
     for row in plan.reshape(-1, 4, 4):
         ids = [set(labels[group[group >= 0]]) for group in row]
         assert all(len(found) == 1 for found in ids) and len(set().union(*ids)) == 4
-        assert all((group >= 0).sum() != 1 or (labels == next(iter(found))).sum() == 1 for group, found in zip(row, ids))
+        assert all(
+            (group >= 0).sum() != 1 or (labels == next(iter(found))).sum() == 1 for group, found in zip(row, ids)
+        )
 
 
 def test_groups_are_cut_as_the_rule_says():

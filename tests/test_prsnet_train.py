@@ -1,5 +1,5 @@
-"""PRSNet end to end at the smallest size: pre-training, resuming, fine-tuning, folding, pictures, several processes, and
-what is said about wrong input (spec checks 8, 9)."""
+"""PRSNet end to end at the smallest size: pre-training, resuming, fine-tuning, folding, pictures, several processes,
+and what is said about wrong input (spec checks 8, 9)."""
 
 import json
 import subprocess
@@ -33,11 +33,18 @@ def data_dir(tmp_path_factory):
 
 
 def command(data_dir, out, *more):
-    return [str(word) for word in ("--data-dir", data_dir, "--logs-dir", out / "logs", "--results-dir", out / "results", *TINY, *more)]
+    return [
+        str(word)
+        for word in ("--data-dir", data_dir, "--logs-dir", out / "logs", "--results-dir", out / "results", *TINY, *more)
+    ]
 
 
 def pretrained(data_dir, out, *more):
-    pretrain.main(flags.pretrain_args(command(data_dir, out, "--batch-size", 16, "--epochs", 4, "--save-every", 2, "--lr", 0.02, *more)))
+    pretrain.main(
+        flags.pretrain_args(
+            command(data_dir, out, "--batch-size", 16, "--epochs", 4, "--save-every", 2, "--lr", 0.02, *more)
+        )
+    )
     return next((out / "logs").rglob("best.pt"))
 
 
@@ -47,7 +54,9 @@ def best(data_dir, tmp_path_factory):
 
 
 def finetune_words(data_dir, out, best, *more):
-    return command(data_dir, out, "--batch-size", 8, "--num-instances", 4, "--epochs", 1, "--iters", 2, "--weights", best, *more)
+    return command(
+        data_dir, out, "--batch-size", 8, "--num-instances", 4, "--epochs", 1, "--iters", 2, "--weights", best, *more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +117,18 @@ def test_weight_decay_is_on_matrices_only(tmp_path):
     run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "args": {"compile": False}})
     model, optimizer, _ = pretrain.build(args, run, 1)
     matrices, vectors = (group["params"] for group in optimizer.param_groups)
-    assert all(p.ndim > 1 for p in matrices) and all(p.ndim == 1 for p in vectors) and len(matrices) + len(vectors) == len(list(model.parameters()))
+    assert (
+        all(p.ndim > 1 for p in matrices)
+        and all(p.ndim == 1 for p in vectors)
+        and len(matrices) + len(vectors) == len(list(model.parameters()))
+    )
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
     assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(3e-4 * 16 / 256)
 
 
-@pytest.mark.parametrize("more", [["--model", "mae"], ["--preset", "authors", "--bottleneck", "32"], ["--block", "v2", "--clip", "1"]])
+@pytest.mark.parametrize(
+    "more", [["--model", "mae"], ["--preset", "authors", "--bottleneck", "32"], ["--block", "v2", "--clip", "1"]]
+)
 def test_the_other_networks_pretrain_too(data_dir, tmp_path, more):
     pretrain.main(flags.pretrain_args(command(data_dir, tmp_path, "--batch-size", 20, "--epochs", 2, *more)))
     metrics = json.loads(only(tmp_path / "results", "seed0.json").read_text())["metrics"]
@@ -122,7 +137,8 @@ def test_the_other_networks_pretrain_too(data_dir, tmp_path, more):
 
 def test_two_processes_step_like_one_with_the_joined_batch(tmp_path):
     path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(f"""
+    path.write_text(
+        textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
         import torch
@@ -144,16 +160,32 @@ def test_two_processes_step_like_one_with_the_joined_batch(tmp_path):
         worst = max((a - b).abs().max().item() for a, b in zip(models[0].parameters(), models[1].parameters()))
         print("equal" if worst < 1e-5 else f"differ by {{worst}}", flush=True)
         torch.distributed.destroy_process_group()
-        """))
+        """)
+    )
     done = script(path, launcher=TORCHRUN)
     assert done.stdout.splitlines() == ["equal", "equal"], done.stdout + done.stderr
 
 
 def test_shell_script_passes_its_environment_on_and_resumes():
-    environment = child_environment(PYTHON="echo", NGPU="4", DATA="/d", OUT="/o", EPOCHS="7", BATCH="64", MODEL="mae", SYNTHETIC="small")
-    said = subprocess.run(["bash", "prsnet/run_pretrain.sh", "--amp", "off"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ("-m torch.distributed.run --standalone --nproc_per_node=4 --max-restarts=3 prsnet/pretrain.py --row pretrain/mae --data-dir /d "
-                            "--resume --logs-dir /o --epochs 7 --batch-size 64 --synthetic small --amp off").split()  # fmt: skip
+    environment = child_environment(
+        PYTHON="echo", NGPU="4", DATA="/d", OUT="/o", EPOCHS="7", BATCH="64", MODEL="mae", SYNTHETIC="small"
+    )
+    said = subprocess.run(
+        ["bash", "prsnet/run_pretrain.sh", "--amp", "off"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert (
+        said.split()
+        == (
+            "-m torch.distributed.run --standalone --nproc_per_node=4 --max-restarts=3 prsnet/pretrain.py "
+            "--row pretrain/mae --data-dir /d "
+            "--resume --logs-dir /o --epochs 7 --batch-size 64 --synthetic small --amp off"
+        ).split()
+    )
 
 
 # ---------------------------------------------------------------------------------------------- fine-tuning, folding
@@ -167,8 +199,15 @@ def test_finetuning_records_every_protocol_by_name(finetuned, data_dir):
     assert not any(k.startswith("decoder") for k in state)
 
 
-@pytest.mark.parametrize("more", [["--model", "mae", "--weights", "none"], ["--preset", "authors", "--weights", "none", "--mae-head", "linear"],
-                                  ["--centroid", "ctl", "--dist", "sq"], ["--variant", "norms=drop", "neck=polluted", "erase=mean"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model", "mae", "--weights", "none"],
+        ["--preset", "authors", "--weights", "none", "--mae-head", "linear"],
+        ["--centroid", "ctl", "--dist", "sq"],
+        ["--variant", "norms=drop", "neck=polluted", "erase=mean"],
+    ],
+)
 def test_the_other_ways_to_finetune_run(data_dir, tmp_path, best, more):
     train.main(flags.train_args(finetune_words(data_dir, tmp_path, best, *more)))
     assert only(tmp_path / "results", "seed0.json").is_file()
@@ -196,7 +235,20 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
 
 def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, best, data_dir, tmp_path, capsys):
     for source in (finetuned, best):
-        deploy.main(deploy.parse_args(["--checkpoint", str(source), "--out", str(tmp_path / source.name), "--passes", "1", "--batch-size", "2"]))
+        deploy.main(
+            deploy.parse_args(
+                [
+                    "--checkpoint",
+                    str(source),
+                    "--out",
+                    str(tmp_path / source.name),
+                    "--passes",
+                    "1",
+                    "--batch-size",
+                    "2",
+                ]
+            )
+        )
     assert "times as fast" in capsys.readouterr().out
     said = []
     for file in (finetuned, tmp_path / finetuned.name):
@@ -210,7 +262,20 @@ def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, 
 def test_pictures_are_drawn(finetuned, best, data_dir, tmp_path, capsys):
     for checkpoint, kind in ((best, "recon"), (best, "heat"), (finetuned, "heat"), (finetuned, "rank")):
         out = tmp_path / f"{checkpoint.stem}-{kind}.png"
-        words = ["--checkpoint", checkpoint, "--viz", kind, "--out", out, "--number", 3, "--data-dir", data_dir, "--workers", 1]
+        words = [
+            "--checkpoint",
+            checkpoint,
+            "--viz",
+            kind,
+            "--out",
+            out,
+            "--number",
+            3,
+            "--data-dir",
+            data_dir,
+            "--workers",
+            1,
+        ]
         test.main(test.parse_args([str(w) for w in words]))
         assert Image.open(out).size[0] > 100
     assert "the image's mean colour" in capsys.readouterr().out
@@ -222,7 +287,10 @@ def test_pictures_are_drawn(finetuned, best, data_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--block", "plain"], "--block rep there, plain here; use the same flags, or fold it first: python prsnet/deploy.py"),
+        (
+            ["--block", "plain"],
+            "--block rep there, plain here; use the same flags, or fold it first: python prsnet/deploy.py",
+        ),
         (["--block", "v2"], "--block rep there, v2 here"),
         (["--model", "mae"], "--model prsnet there, mae here"),
         (["--size", "small"], "--size tiny there, small here"),
@@ -240,7 +308,9 @@ def test_resuming_with_other_method_flags_lists_them(data_dir, tmp_path, best, f
     with pytest.raises(ValueError, match="was written with other flags: --mask-ratio 0.75 -> 0.5"):
         pretrained(data_dir, tmp_path, "--mask-ratio", 0.5, "--resume", checkpoints.newest(best.parent))
     with pytest.raises(ValueError, match="was written with other flags: --centroid mctl -> ctl"):
-        train.main(flags.train_args(finetune_words(data_dir, tmp_path, best, "--centroid", "ctl", "--resume", finetuned)))
+        train.main(
+            flags.train_args(finetune_words(data_dir, tmp_path, best, "--centroid", "ctl", "--resume", finetuned))
+        )
 
 
 def test_wrong_kinds_of_checkpoints_are_named(best, finetuned, data_dir, tmp_path):
@@ -251,7 +321,11 @@ def test_wrong_kinds_of_checkpoints_are_named(best, finetuned, data_dir, tmp_pat
     with pytest.raises(ValueError, match="is no pre-training checkpoint of prsnet"):
         train.main(flags.train_args(finetune_words(data_dir, tmp_path, finetuned)))
     with pytest.raises(FileNotFoundError, match="no image"):
-        test.main(test.parse_args(["--checkpoint", str(best), "--viz", "heat", "--images", str(tmp_path), "--data-dir", str(data_dir)]))
+        test.main(
+            test.parse_args(
+                ["--checkpoint", str(best), "--viz", "heat", "--images", str(tmp_path), "--data-dir", str(data_dir)]
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +352,12 @@ def test_flags_that_do_not_fit_end_with_one_sentence(parse, words, message, caps
 
 def test_presets_set_what_the_table_says_and_given_flags_win():
     args = flags.train_args(["--preset", "authors", "--centroid", "ctl-authors"])
-    assert (args.block, args.centroid, args.mae_head, args.row) == ("plain", "ctl-authors", "authors24", "authors/market-ctl")
+    assert (args.block, args.centroid, args.mae_head, args.row) == (
+        "plain",
+        "ctl-authors",
+        "authors24",
+        "authors/market-ctl",
+    )
     args = flags.pretrain_args(["--preset", "authors"])
     assert (args.block, args.bottleneck, args.mask_loss, args.crop_ratio) == ("plain", 768, "authors", [0.75, 1.333])
     args = flags.pretrain_args([])

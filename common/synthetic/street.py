@@ -1,7 +1,7 @@
-"""Street scenes with several people, in the layouts of COCO2017 and Pascal VOC2012, for everything that cuts people out.
+"""Street scenes with several people, in the layouts of COCO2017 and Pascal VOC2012, for whatever cuts people out.
 
-`fill` draws the scenes of a data set and writes the annotations beside them: boxes, polygons, 17 key points (0 outside the
-picture or hidden by somebody else, 1 hidden by the person, 2 seen), a crowd now and then, and bicycles as another
+`fill` draws the scenes of a data set and writes the annotations beside them: boxes, polygons, 17 key points (0 outside
+the picture or hidden by somebody else, 1 hidden by the person, 2 seen), a crowd now and then, and bicycles as another
 category. `full` has as many pictures with people as the real sets. Same seed, same bytes, for any number of processes.
 """
 
@@ -26,7 +26,12 @@ from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 
 ROOTS = {"coco": "coco", "voc": "VOCdevkit"}
 CODES = {"coco": 21, "voc": 22}  # apart from those of layouts.CODES
-SCENES = {("coco", "small"): (240, 24), ("coco", "full"): (64115, 2693), ("voc", "small"): (40, 0), ("voc", "full"): (11540, 0)}
+SCENES = {
+    ("coco", "small"): (240, 24),
+    ("coco", "full"): (64115, 2693),
+    ("voc", "small"): (40, 0),
+    ("voc", "full"): (11540, 0),
+}
 SHAPES = ((480, 640), (426, 640), (375, 500), (640, 480))
 PLACES = 48  # streets; every one has its camera
 SCALE = 2  # drawn this much larger than stored, for soft edges
@@ -58,7 +63,9 @@ class _Picture:
         high = int(wide * height / width)
         x, y = int(rng.uniform(0, WIDTH - wide)), int(np.clip(BASE - rng.uniform(0.28, 0.42) * high, 0, HEIGHT - high))
         cut = scene(place).image[y : y + high, x : x + wide]
-        self.colour = cv2.resize(cut, (self.width, self.height), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
+        self.colour = (
+            cv2.resize(cut, (self.width, self.height), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
+        )
         self.horizon = (BASE - y) / high * self.height
         self.owner = np.zeros((self.height, self.width), np.uint8)
 
@@ -85,7 +92,9 @@ class _Picture:
         rows = slice(max(int(foot[1] - 0.1 * unit), 0), max(min(int(foot[1] + 0.1 * unit), self.height), 0))
         if rows.start < rows.stop:
             xs = (np.arange(self.width, dtype=np.float32) - np.float32(foot[0])) / np.float32(0.17 * unit)
-            ys = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(foot[1])) / np.float32(0.04 * unit)
+            ys = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(foot[1])) / np.float32(
+                0.04 * unit
+            )
             self.colour[rows] *= (1 - 0.45 * np.exp(-(xs**2) - ys**2))[..., None]
 
     def bicycle(self, number: int, x: float, y: float, size: float, rng: np.random.Generator) -> None:
@@ -105,7 +114,7 @@ class _Picture:
 
 
 def draw(name: str, index: int, seed: int) -> tuple[np.ndarray, list[Thing]]:
-    """Scene `index`: image uint8 (h, w, 3) and its things, far to near; things of which nothing is seen are left out."""
+    """Scene `index`: image uint8 (h, w, 3) and its things, far to near; those of which nothing is seen are left out."""
     rng = generator(seed, CODES[name], 1, index)
     place = int(rng.integers(PLACES))
     eye = _eye(seed, name, place)
@@ -132,7 +141,9 @@ def draw(name: str, index: int, seed: int) -> tuple[np.ndarray, list[Thing]]:
     for category, crowd, points, numbers in made:
         mask = np.isin(picture.owner, numbers)
         if mask.sum() >= 64 * SCALE**2:
-            things.append(Thing(category, mask, None if points is None else picture.keypoints(numbers[0], points), crowd))
+            things.append(
+                Thing(category, mask, None if points is None else picture.keypoints(numbers[0], points), crowd)
+            )
     image = expose(picture.colour, eye, exp(rng.normal(0, 0.03)), (width, height), rng)
     return image, things
 
@@ -142,7 +153,9 @@ def _eye(seed: int, name: str, place: int) -> Camera:
     return eye._replace(blur=0.25 * eye.blur, pitch=0.5 * eye.pitch, resolution=1.0)
 
 
-def _somebody(picture: _Picture, number: int, eye: Camera, rng: np.random.Generator, x: float, unit: float) -> np.ndarray:
+def _somebody(
+    picture: _Picture, number: int, eye: Camera, rng: np.random.Generator, x: float, unit: float
+) -> np.ndarray:
     """Draws a new person of `unit` pixels a stature, the head about at the horizon; returns the key points."""
     key = int(rng.integers(2**31))
     identity = people.identity(generator(key, 0))
@@ -189,8 +202,12 @@ def _save(draft: Path, name: str, seed: int, train: int, index: int) -> dict:
 def _plain(thing: Thing) -> dict:
     """A thing as COCO annotates it, without its ids."""
     x0, y0, x1, y1 = thing.box
-    row = {"category_id": thing.category, "iscrowd": int(thing.crowd), "bbox": [x0, y0, x1 - x0, y1 - y0],
-           "area": float(thing.mask.sum() / SCALE**2)}
+    row = {
+        "category_id": thing.category,
+        "iscrowd": int(thing.crowd),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": float(thing.mask.sum() / SCALE**2),
+    }
     if thing.crowd:
         row["segmentation"] = _run_lengths(thing.mask[::SCALE, ::SCALE])
     else:
@@ -214,19 +231,32 @@ def _run_lengths(mask: np.ndarray) -> dict:
 def _write_coco(draft: Path, paths: list[str], found: list[dict], train: int) -> None:
     """annotations/{person_keypoints,instances}_{train,val}2017.json."""
     (draft / "annotations").mkdir()
-    categories = [{"id": PERSON, "name": "person", "supercategory": "person", "keypoints": list(COCO), "skeleton": []},
-                  {"id": BICYCLE, "name": "bicycle", "supercategory": "vehicle"}]
+    categories = [
+        {"id": PERSON, "name": "person", "supercategory": "person", "keypoints": list(COCO), "skeleton": []},
+        {"id": BICYCLE, "name": "bicycle", "supercategory": "vehicle"},
+    ]
     for split, part in (("train2017", range(train)), ("val2017", range(train, len(paths)))):
         images, rows = [], []
         for index in part:
             height, width = found[index]["size"]
             images.append({"id": index + 1, "file_name": Path(paths[index]).name, "height": height, "width": width})
-            rows += [{"id": 100 * (index + 1) + n, "image_id": index + 1, **row} for n, row in enumerate(found[index]["things"])]
+            rows += [
+                {"id": 100 * (index + 1) + n, "image_id": index + 1, **row}
+                for n, row in enumerate(found[index]["things"])
+            ]
         for kind in ("person_keypoints", "instances"):
-            kept = [row for row in rows if row["category_id"] == PERSON] if kind == "person_keypoints" else [
-                {k: v for k, v in row.items() if "keypoints" not in k} for row in rows]
-            content = {"info": {"description": "rendered people"}, "licenses": [], "images": images, "annotations": kept,
-                       "categories": categories[:1] if kind == "person_keypoints" else categories}
+            kept = (
+                [row for row in rows if row["category_id"] == PERSON]
+                if kind == "person_keypoints"
+                else [{k: v for k, v in row.items() if "keypoints" not in k} for row in rows]
+            )
+            content = {
+                "info": {"description": "rendered people"},
+                "licenses": [],
+                "images": images,
+                "annotations": kept,
+                "categories": categories[:1] if kind == "person_keypoints" else categories,
+            }
             (draft / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
 
 
@@ -242,13 +272,17 @@ def _write_voc(draft: Path, paths: list[str], found: list[dict], train: int) -> 
         (root / "Annotations" / f"{Path(path).stem}.xml").write_text(
             f"<annotation>\n\t<folder>VOC2012</folder>\n\t<filename>{escape(Path(path).name)}</filename>\n"
             f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
-            f"\t<segmented>0</segmented>\n{''.join(things)}</annotation>\n")
+            f"\t<segmented>0</segmented>\n{''.join(things)}</annotation>\n"
+        )
 
 
 def _voc_object(row: dict) -> str:
     x, y, w, h = row["bbox"]
     kind = "person" if row["category_id"] == PERSON else "bicycle"
     cut = int(kind == "person" and row["num_keypoints"] < 17)
-    return (f"\t<object>\n\t\t<name>{kind}</name><pose>Unspecified</pose><truncated>{cut}</truncated><difficult>0</difficult>\n"
-            f"\t\t<bndbox><xmin>{int(x) + 1}</xmin><ymin>{int(y) + 1}</ymin><xmax>{-int(-(x + w) // 1)}</xmax>"
-            f"<ymax>{-int(-(y + h) // 1)}</ymax></bndbox>\n\t</object>\n")
+    return (
+        f"\t<object>\n\t\t<name>{kind}</name><pose>Unspecified</pose><truncated>{cut}</truncated>"
+        "<difficult>0</difficult>\n"
+        f"\t\t<bndbox><xmin>{int(x) + 1}</xmin><ymin>{int(y) + 1}</ymin><xmax>{-int(-(x + w) // 1)}</xmax>"
+        f"<ymax>{-int(-(y + h) // 1)}</ymax></bndbox>\n\t</object>\n"
+    )
