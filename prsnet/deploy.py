@@ -33,8 +33,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
     parser.add_argument("--height", type=int, default=256, help="pixels")
     parser.add_argument("--width", type=int, default=128, help="pixels")
-    parser.add_argument("-b", "--batch-size", type=int, default=16, help="images of a timed pass")
-    parser.add_argument("--passes", type=int, default=10, help="timed passes; the median counts")
+    parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
+    parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
     runtime.add_run_flags(parser)
     return runtime.parse(parser, "prsnet", argv)
 

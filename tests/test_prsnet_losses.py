@@ -82,7 +82,7 @@ def test_mctl_with_lambdas_zero_is_ctl(monkeypatch):
 
 
 def authors_loop(feats, masked, real, margin=0.5):
-    """Every row of the stack [queries, centroids] is an anchor, mined among all; a second stack has masked centroids."""
+    """Every row of [queries, centroids] is an anchor, mined among all rows; a second stack has masked centroids."""
     feats, masked, slots = feats.double().numpy(), masked.double().numpy(), []
     for i in range(K):
         rest = [j for j in range(K) if j != i]

@@ -32,7 +32,7 @@ class Crops(Dataset):
 
 
 def load(data_dir: str | Path) -> Dataset:
-    """All crops below the first of the trees. Raises: FileNotFoundError with the remedy; ValueError if one is missing."""
+    """All crops below the first of the trees. Raises: FileNotFoundError, ValueError if a crop is missing."""
     tried = [Path(data_dir) / tree for tree in TREES]
     root = next((path for path in [*tried, Path(data_dir)] if (path / "manifest.jsonl").is_file()), None)
     if root is None:
