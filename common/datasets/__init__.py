@@ -21,6 +21,7 @@ NAMES = {  # canonical name -> other names
     "cuhk03": ("cuhk03-np", "cuhk03_np"),
     "msmt17": ("msmt", "msmt17_v1", "msmt17_v2"),
     "prcc": (),
+    "person_crops": ("prsnet_pretrain",),
 }
 
 

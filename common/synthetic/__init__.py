@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from common.synthetic import layouts, layouts_prcc
+from common.synthetic import layouts, layouts_prcc, street
 
 VERSION = 4  # raised when the same seed gives other bytes than before
 STAMP = "SYNTHETIC"
@@ -40,13 +40,13 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     name, so the root appears complete or not at all. `workers` processes (default: all cores) do not change a byte.
     Raises ValueError for unknown names and sizes, FileExistsError if the root holds anything but synthetic data.
     """
-    if name not in names():
+    if name not in roots():
         raise ValueError(f"no synthetic data set {name!r}; choose from {', '.join(names())}")
     if size not in layouts.SIZES:
         raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
-    root = Path(out_dir) / (OWN[name].ROOT if name in OWN else layouts.ROOTS[name])
+    root = Path(out_dir) / roots()[name]
     stamp = {"size": size, "seed": seed, "version": VERSION}
     if _stamp(root) == stamp:
         return root
@@ -56,7 +56,7 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     _sweep(root.parent, prefix)
     draft = root.parent / f"{prefix}.{os.getpid()}.tmp"
     try:
-        _fill(draft, name, size, seed, workers)
+        (street.fill if name in street.ROOTS else _fill)(draft, name, size, seed, workers)
         for folder in (draft, *(draft / part for part in ("labeled", "detected") if (draft / part).is_dir())):
             (folder / STAMP).write_text(json.dumps(stamp) + "\n")
         if _stamp(root) == stamp:  # somebody else was faster
@@ -69,9 +69,14 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
     return root
 
 
+def roots() -> dict[str, str]:
+    """Where below `out_dir` each data set that can be written has its root."""
+    return layouts.ROOTS | street.ROOTS | {name: module.ROOT for name, module in OWN.items()}
+
+
 def names() -> list[str]:
     """All data sets that can be written."""
-    return [*layouts.PLANS, *OWN]
+    return list(roots())
 
 
 def _stamp(root: Path) -> dict | None:

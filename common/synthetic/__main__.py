@@ -1,6 +1,6 @@
 """Command line.
 
-    python -m common.synthetic market --out data                 # also duke, cuhk03, msmt17, prcc; --size full --seed 1
+    python -m common.synthetic market --out data                 # or duke, cuhk03, prcc, coco ...; --size full --seed 1
     python -m common.synthetic sheet --out people.jpg            # one picture that shows everything
 """
 

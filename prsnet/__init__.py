@@ -1,0 +1,1 @@
+"""PRSNet: masked self-supervised pre-training for person re-identification (arXiv 2303.06330)."""

@@ -1,0 +1,250 @@
+"""The flags of prsnet/pretrain.py and prsnet/train.py. Defaults are the paper's; --preset authors is their code's.
+
+Flags left out take the preset's value; a flag that is given wins.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from common import records, runtime
+from prsnet import losses, masking, protocols
+from prsnet.model import BLOCKS, SIZES
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {  # rare switches of the decision table in README.md; the paper's preset comes first
+    "norms": ("load", "drop"),  # layer norms of the pre-trained encoder
+    "neck": ("clean", "polluted"),  # whether BNNeck sees masked features
+    "erase": ("zero", "mean"),  # fill of random erasing in the normalised image
+}
+PRESETS = {  # spec table "paper vs authors' code"
+    "pretrain.py": {
+        "paper": {"block": "rep", "bottleneck": None, "mask_loss": "masked", "crop_ratio": [0.375, 0.667]},
+        "authors": {"block": "plain", "bottleneck": 768, "mask_loss": "authors", "crop_ratio": [0.75, 1.333]},
+    },
+    "train.py": {
+        "paper": {"block": "rep", "centroid": "mctl", "mae_head": "linear", "variant": []},
+        "authors": {
+            "block": "plain",
+            "centroid": "mctl-authors",
+            "mae_head": "authors24",
+            "variant": ["erase=mean", "neck=polluted", "norms=drop"],
+        },
+    },
+}
+
+
+def shared(parser: ArgumentParser, script: str) -> None:
+    """Flags of both trainings, and those of every script."""
+    add = parser.add_argument_group("network and mask").add_argument
+    add(
+        "--preset",
+        choices=["paper", "authors"],
+        default="paper",
+        help="defaults of the other flags: the paper, or its code",
+    )
+    add(
+        "--model",
+        choices=["prsnet", "mae"],
+        default="prsnet",
+        help="convolutional autoencoder, or MAE's transformer (Table III)",
+    )
+    add("--size", choices=list(SIZES), default="full", help="widths and depths; small is for one CPU, tiny for tests")
+    add(
+        "--block",
+        choices=list(BLOCKS),
+        help="training branches that fold (default), plain, or the authors' second model",
+    )
+    add("--bottleneck", type=int, help="length of the feature (default: 2048)")
+    add("--mask-block", type=int, nargs=2, default=[16, 8], metavar=("H", "W"), help="pixels of a block, sec. III-A")
+    add("--mask-ratio", type=float, default=masking.RATIO, help="hidden share of the blocks, sec. III-A")
+    add("--height", type=int, default=256, help="pixels")
+    add("--width", type=int, default=128, help="pixels")
+    runtime.add_run_flags(parser)
+    text = {
+        "pretrain.py": "none: pre-training starts from random weights",
+        "train.py": "a file, none, or a row of pre-training, whose best.pt is in --logs-dir (default: the model's row)",
+    }
+    parser.add_argument("--weights", default="none" if script == "pretrain.py" else None, help=text[script])
+
+
+def pretrain_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="prsnet/pretrain.py",
+        description="Masked pre-training; defaults are the paper's.",
+        allow_abbrev=False,
+        conflict_handler="resolve",
+    )
+    shared(parser, "pretrain.py")
+    add = parser.add_argument_group("pre-training").add_argument
+    add(
+        "--mask-loss",
+        choices=["masked", "authors", "all"],
+        help="region of Eq. (1): hidden blocks (default), the authors' quarter, everything",
+    )
+    add(
+        "--crop-scale",
+        type=float,
+        nargs=2,
+        default=[0.2, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="random resized crop, share of the area",
+    )
+    add("--crop-ratio", type=float, nargs=2, metavar=("LOW", "HIGH"), help="its width / height (default: 0.375 0.667)")
+    add("-b", "--batch-size", type=int, default=128, help="images a step over all processes (8 GPUs x 16)")
+    add("--epochs", type=int, default=400, help="paper silent; the authors' README has 400")
+    add("--warmup", type=int, help="epochs of linear warm-up (default: 20, at most a tenth of --epochs)")
+    add("--lr", type=float, default=3e-4, help="base rate, times batch size / 256")
+    add("--weight-decay", type=float, default=0.05, help="AdamW, on matrices only")
+    add("--clip", type=float, default=0.0, help="largest norm of the gradient (0: no limit)")
+    add("--save-every", type=int, default=10, help="epochs between checkpoints")
+    return runtime.parse(parser, "prsnet", argv, lambda args: complete(args, "pretrain.py"))
+
+
+def train_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="prsnet/train.py",
+        description="Fine-tuning for re-identification; defaults are the paper's.",
+        allow_abbrev=False,
+        conflict_handler="resolve",
+    )
+    parser.add_argument("-d", "--dataset", default="market", help="market, cuhk03, duke, msmt17")
+    shared(parser, "train.py")
+    add = parser.add_argument_group("fine-tuning").add_argument
+    add(
+        "--centroid",
+        choices=list(losses.FORMS),
+        help="Eq. (4) (default), Eq. (3), as printed, as the authors' code, or none",
+    )
+    add(
+        "--dist",
+        choices=list(losses.DISTANCES),
+        default="l2",
+        help="distance in Eqs. (2)-(4): Euclidean, or squared as printed",
+    )
+    add("--margin", type=float, default=losses.MARGIN, help="alpha and alpha_c of Eqs. (2)-(4); paper silent")
+    add(
+        "--loss-weights",
+        type=float,
+        nargs=4,
+        default=[1.0, 1.0, 5e-4, 1.0],
+        metavar=("ID", "TRIPLET", "CENTRE", "CENTROID"),
+    )
+    add(
+        "--mae-head",
+        choices=["linear", "authors24"],
+        help="feature of the transformer: a linear map, or the authors' rank 24",
+    )
+    add(
+        "--variant",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
+    )
+    add("-b", "--batch-size", type=int, default=64, help="images a step over all processes: 16 identities x 4")
+    add("--num-instances", type=int, default=4, help="images of an identity in a batch, K")
+    add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
+    add("--iters", type=int, help="at most so many steps an epoch (default: all)")
+    add("--lr", type=float, default=3.5e-4, help="Adam; linear warm-up over 1/12 of the epochs, x 0.1 at 1/3 and 7/12")
+    add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
+    add(
+        "--protocol",
+        nargs="+",
+        choices=list(protocols.PROTOCOLS),
+        default=list(protocols.PROTOCOLS),
+        help="how to measure",
+    )
+    add(
+        "--centroid-distractors",
+        choices=["drop", "keep"],
+        default="drop",
+        help="people without a query in the centroid protocols",
+    )
+    return runtime.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
+
+
+def complete(args: Namespace, script: str) -> Namespace:
+    """Fill in what depends on the preset and on other flags; raises ValueError for flags that do not fit together."""
+    for name, value in PRESETS[script][args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.bottleneck is None:
+        args.bottleneck = SIZES[args.size].bottleneck
+    grid = masking.grid_of(args.height, args.width, tuple(args.mask_block))
+    masking.num_masked(grid, args.mask_ratio)
+    if args.model == "prsnet" and (args.height % 32 or args.width % 32):
+        raise ValueError(
+            f"images of {args.height} x {args.width}: the network halves them five times; use multiples of 32"
+        )
+    if args.epochs < 1 or args.batch_size < 1:
+        raise ValueError("--epochs and --batch-size must be at least 1, or nothing would be trained")
+    return (complete_pretrain if script == "pretrain.py" else complete_train)(args)
+
+
+def complete_pretrain(args: Namespace) -> Namespace:
+    if args.warmup is None:
+        args.warmup = min(20, args.epochs // 10)
+    if not 0 <= args.warmup < args.epochs or args.save_every < 1:
+        raise ValueError(f"--warmup {args.warmup} must be below --epochs {args.epochs}, and --save-every at least 1")
+    if args.clip and args.amp == "fp16":
+        raise ValueError(
+            "--clip goes with --amp off or bf16: under fp16 the gradient is scaled when it would be clipped"
+        )
+    if args.weights != "none":
+        raise ValueError("pre-training starts from random weights; to continue a run use --resume")
+    return args
+
+
+def complete_train(args: Namespace) -> Namespace:
+    args.variant = sorted(args.variant)
+    variants(args)
+    if args.weights is None:
+        args.weights = (
+            "authors/pretrain" if (args.preset, args.model) == ("authors", "prsnet") else f"pretrain/{args.model}"
+        )
+    if args.num_instances < 2 or args.batch_size % args.num_instances or args.batch_size // args.num_instances < 2:
+        near = max(2, args.batch_size // max(2, args.num_instances)) * max(2, args.num_instances)
+        raise ValueError(
+            f"--batch-size {args.batch_size} is not at least 2 identities x --num-instances {args.num_instances} >= 2 "
+            f"images; nearest: {near}"
+        )
+    if args.iters is not None and args.iters < 1:
+        raise ValueError("--iters must be at least 1, or nothing would be trained")
+    return args
+
+
+def variants(args: Namespace) -> dict[str, str]:
+    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
+    chosen = {key: values[0] for key, values in VARIANTS.items()}
+    for item in args.variant:
+        key, _, value = item.partition("=")
+        if value not in VARIANTS.get(key, ()):
+            known = ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items())
+            raise ValueError(f"--variant {item} is unknown; known are {known}")
+        chosen[key] = value
+    return chosen
+
+
+def weights_file(args: Namespace, data_name: str) -> Path | None:
+    """The file that --weights names: None for "none", a file, or best.pt of a row of pre-training, seed 0.
+
+    `data_name` is the fine-tuning data's; pre-training on rendered people of the same size is taken for rendered data.
+    Raises: FileNotFoundError with the command that makes it.
+    """
+    if args.weights == "none":
+        return None
+    rows = {name for name, row in records.load_rows(ROOT / "prsnet").items() if row.get("script") == "pretrain.py"}
+    if args.weights not in rows:
+        if not Path(args.weights).is_file():
+            raise FileNotFoundError(
+                f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})"
+            )
+        return Path(args.weights)
+    size = data_name.partition("-synthetic-")[2]
+    folder = "person_crops" + (f"-synthetic-{size}" if size else "")
+    path = Path(args.logs_dir) / "prsnet" / folder / args.weights / "seed0" / "best.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path}: pre-train first with python prsnet/pretrain.py --row {args.weights}"
+            f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none"
+        )
+    return path

@@ -1,0 +1,108 @@
+"""Which crops show a whole person: 17 key-point scores per crop from one of three sources (sec. IV)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
+
+POINTS = 17
+THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
+NAMES = (
+    "nose",
+    "left eye",
+    "right eye",
+    "left ear",
+    "right ear",
+    "left shoulder",
+    "right shoulder",
+    "left elbow",
+    "right elbow",
+    "left wrist",
+    "right wrist",
+    "left hip",
+    "right hip",
+    "left knee",
+    "right knee",
+    "left ankle",
+    "right ankle",
+)
+
+
+def load_scores(path: str | Path) -> dict[str, list[float]]:
+    """Crop name without suffix -> 17 scores, from a JSON of an HRNet run over the crops of `--kpt none`.
+
+    Two forms: {"coco_000000000785_442619": [17 scores], ...}, or COCO's result list, [{"image_id": name, "keypoints":
+    [x, y, score, ...]}, ...], where the best entry of a name counts.
+    Raises: FileNotFoundError, ValueError naming the entry that is not 17 numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--kpt-json: no file {path}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as JSON ({error})") from error
+    if isinstance(found, list):
+        entries = [(str(entry.get("image_id", "")), entry.get("keypoints", [])[2::3]) for entry in found]
+    elif isinstance(found, dict):
+        entries = list(found.items())
+    else:
+        raise ValueError(f"{path}: expected a mapping from crop names to {POINTS} scores, or COCO's list of results")
+    scores: dict[str, list[float]] = {}
+    for name, values in entries:
+        if len(values) != POINTS or not np.isfinite(np.asarray(values, dtype=float)).all():
+            raise ValueError(f"{path}: {name or 'an entry'} has {len(values)} scores, expected {POINTS} finite numbers")
+        name = Path(name).stem
+        if name not in scores or np.mean(values) > np.mean(scores[name]):
+            scores[name] = [float(v) for v in values]
+    return scores
+
+
+def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Module:
+    """torchvision's Keypoint R-CNN in eval mode.
+
+    weights: its state_dict file, or None for torchvision's own, downloaded and checked by it at the first use.
+
+    Raises: FileNotFoundError with the remedy if the weights cannot be had, ValueError if the file does not fit.
+    """
+    if weights is None:
+        try:
+            state = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"cannot fetch torchvision's Keypoint R-CNN ({error}); download "
+                f"{KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url} elsewhere and pass --kpt-weights FILE, "
+                f"or use --kpt coco-gt or --kpt none"
+            ) from error
+    elif not Path(weights).is_file():
+        raise FileNotFoundError(f"--kpt-weights: no file {weights}")
+    else:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
+        ) from error
+    return model.eval().to(device)
+
+
+@torch.inference_mode()
+def detect(model: torch.nn.Module, crop: np.ndarray, device: torch.device) -> list[float] | None:
+    """17 key-point scores (logits) of the most certain person in a crop (H, W, 3) uint8, or None if nobody is found."""
+    image = torch.from_numpy(np.ascontiguousarray(crop)).to(device).permute(2, 0, 1).float() / 255
+    (found,) = model([image])
+    return found["keypoints_scores"][0].tolist() if len(found["scores"]) else None
+
+
+def verdict(scores: list[float] | None, threshold: float) -> str:
+    """ "" if all 17 scores lie above the threshold, else the reason to drop the crop."""
+    if scores is None:
+        return "nobody detected"
+    lost = [name for name, score in zip(NAMES, scores) if not score > threshold]
+    if len(lost) == POINTS:
+        return "no key point"
+    return f"{len(lost)} of {POINTS} key points missing: {', '.join(lost)}" if lost else ""

@@ -1,0 +1,193 @@
+"""Measure a fine-tuned network under the three protocols and draw Figures 5, 6 and 7.
+
+python prsnet/test.py --checkpoint logs/prsnet/market/table3/market/seed0                    # a folder or a file
+python prsnet/test.py --checkpoint CHECKPOINT --protocol image -d duke --data-dir /data      # another data set
+python prsnet/test.py --checkpoint best.pt --viz recon --images FOLDER                       # Figure 5, of pre-training
+python prsnet/test.py --checkpoint CHECKPOINT --viz heat --images FOLDER                     # Figure 6
+python prsnet/test.py --checkpoint CHECKPOINT --viz rank                                     # Figure 7
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common import checkpoints, distances, images, inputs, runtime, transforms, visualize
+from common.datasets.base import SUFFIXES
+from prsnet import masking, pretrain, protocols, train
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="prsnet/test.py", description="Evaluate a checkpoint and draw Figures 5-7.", allow_abbrev=False
+    )
+    parser.add_argument("--checkpoint", required=True, help="a file, or a log folder (its newest checkpoint)")
+    parser.add_argument("--viz", choices=["recon", "heat", "rank"], help="draw instead of measuring")
+    parser.add_argument("--images", help="folder of person images for --viz recon and heat (default: the queries)")
+    parser.add_argument("--number", type=int, default=9, help="images or queries in a picture")
+    parser.add_argument("--out", help="file to draw to (default: beside the checkpoint)")
+    parser.add_argument("--protocol", nargs="+", choices=list(protocols.PROTOCOLS), default=list(protocols.PROTOCOLS))
+    parser.add_argument(
+        "--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query"
+    )
+    parser.add_argument("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
+    parser.add_argument("--data-dir", help="folder that holds the data sets (default: that of the training)")
+    parser.add_argument("--synthetic", choices=["small", "full"], help="use rendered people")
+    parser.add_argument(
+        "--real", action="store_true", help="use real data where the checkpoint was trained on rendered people"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the masks and the choice of queries")
+    parser.add_argument("-b", "--batch-size", type=int, default=128)
+    parser.add_argument("-j", "--workers", type=int, default=2)
+    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
+    parser.add_argument("--cache-dir")
+    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    return parser.parse_args(argv)
+
+
+def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
+    """The network of a checkpoint, the flags it was trained with, and the file: an autoencoder or a ReID network.
+
+    Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    state = checkpoints.read(file)
+    trained, weights = Namespace(**state["args"]), checkpoints.strip_prefixes(state["state_dict"])
+    if not hasattr(trained, "mask_block"):
+        raise ValueError(f"{file} is no checkpoint of prsnet (it was trained with other flags)")
+    if hasattr(trained, "mask_loss"):
+        model = pretrain.build_model(trained)
+    else:
+        model = train.build_model(trained, len(weights["classifier.weight"]))
+    checkpoints.fit(model, weights, file)
+    return model.eval(), state["args"], file
+
+
+def main(args):
+    model, trained, file = load_network(args.checkpoint)
+    chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
+    chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
+    places = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
+    run = runtime.start(Namespace(**{**trained, **chosen, **places, "compile": False, "logs_dir": "logs"}), "prsnet")
+    model = model.to(run.device, memory_format=torch.channels_last)
+    size, pretrained = (trained["height"], trained["width"]), "mask_loss" in trained
+    if pretrained and args.viz not in ("recon", "heat"):
+        raise ValueError(
+            f"{file} is a pre-training checkpoint: it draws (--viz recon, --viz heat); "
+            "retrieval needs one of prsnet/train.py"
+        )
+    if not pretrained and args.viz == "recon":
+        raise ValueError(f"{file} has no decoder any more; --viz recon needs best.pt of prsnet/pretrain.py")
+    out = Path(args.out or file.parent / f"{args.viz}.png")
+    if args.viz in ("recon", "heat"):
+        pixels = pictures(run, args, size)
+        draw = draw_reconstructions if args.viz == "recon" else draw_heat_maps
+        runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
+        return
+    data = inputs.dataset(run, chosen["dataset"])
+    store = inputs.open_images(
+        run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
+    )
+    feats = inputs.extract(run, model, store, batch_size=args.batch_size)
+    if args.viz == "rank":
+        runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
+        return
+    for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
+        runtime.say(
+            run,
+            f"protocol {name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
+            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
+        )
+
+
+def pictures(run, args, size) -> torch.Tensor:
+    """uint8 (N, 3, H, W) on the device: the first images of a folder by name, or random queries of the data set."""
+    if args.images:
+        paths = sorted(str(p) for p in Path(args.images).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise FileNotFoundError(f"--images {args.images}: no image ({', '.join(SUFFIXES)}) in it")
+    else:
+        paths = [s.path for s in inputs.dataset(run, run.args["dataset"]).query]
+        paths = [paths[i] for i in np.random.default_rng(args.seed).permutation(len(paths))]
+    store = images.open_images(paths[: args.number], *size, cache="off")
+    return store.gather(torch.arange(len(store))).to(run.device)
+
+
+def masks(pixels, trained, seed) -> torch.Tensor:
+    """The masks (N, gh, gw) that are fed and shown."""
+    grid = masking.grid_of(trained["height"], trained["width"], trained["mask_block"])
+    return masking.random_mask(
+        len(pixels), grid, trained["mask_ratio"], torch.Generator(pixels.device).manual_seed(seed)
+    )
+
+
+def shown(x: torch.Tensor) -> list[torch.Tensor]:
+    """Normalised images (N, 3, H, W) as pictures in [0, 1]."""
+    mean, std = (
+        torch.tensor(v, device=x.device).view(3, 1, 1) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
+    )
+    return list((x * std + mean).clamp(0, 1).cpu())
+
+
+@torch.no_grad()
+def draw_reconstructions(path, run, model, pixels, trained, seed) -> str:
+    """Figure 5: image, the masked image that is fed, the output, and the output with the visible blocks put back."""
+    x, masked = transforms.normalize(pixels), masks(pixels, trained, seed)
+    with run.autocast():
+        rebuilt = model(x, masked)
+    loss, mean = (masking.reconstruction_loss(x, y, masked).item() for y in (rebuilt, masking.mean_colour(x)))
+    black = x.masked_fill(masking.to_pixels(masked, *x.shape[-2:]), -10)  # the figure's black, the network gets 0
+    columns = [shown(x), shown(black), shown(rebuilt), shown(masking.paste_visible(x, rebuilt, masked))]
+    file = visualize.grid(path, list(zip(*columns)), column_titles=["image", "fed", "rebuilt", "with visible"])
+    return f"reconstructions: {file}; Eq. (1) on these images {loss:.3f}, the image's mean colour {mean:.3f}"
+
+
+@torch.no_grad()
+def draw_heat_maps(path, run, model, pixels, trained, seed) -> str:
+    """Figure 6: the masked image and, over the image, the channel mean of |stage-4 map| of the masked image.
+
+    Paper silent: how its heat maps were made.
+    """
+    if trained["model"] != "prsnet":
+        raise ValueError("--viz heat draws the last feature map of the convolutional encoder; --model mae has none")
+    x, masked = transforms.normalize(pixels), masks(pixels, trained, seed)
+    maps = masking.enlarge(model.encoder.maps(x, masked).abs().mean(1), *x.shape[-2:]).cpu()
+    fed = shown(masking.apply(x, masked))
+    plain = [p.permute(1, 2, 0).cpu().numpy() for p in pixels]
+    rows = [[a, b, visualize.heat_map(a, m)] for a, b, m in zip(plain, fed, maps)]
+    return f"heat maps: {visualize.grid(path, rows, column_titles=['image', 'fed', 'heat'])}"
+
+
+def draw_rank_list(path, data, feats, number, seed) -> str:
+    """Figure 7: queries and their ten nearest valid gallery images, protocol image; up to three views of a person."""
+    q, feats = len(data.query), F.normalize(feats)
+    order = np.random.default_rng(seed).permutation(np.unique([s.pid for s in data.query]))
+    chosen = [i for pid in order for i in [i for i, s in enumerate(data.query) if s.pid == pid][:3]][:number]
+    dist = distances.pairwise(feats[:q][chosen], feats[q:]).cpu().numpy()
+    pids, camids = ([getattr(data.query[i], key) for i in chosen] for key in ("pid", "camid"))
+    indices, matches, values = visualize.top_matches(
+        dist, pids, [s.pid for s in data.gallery], camids, [s.camid for s in data.gallery], k=10
+    )
+    file = visualize.rank_list(
+        path,
+        [data.query[i].path for i in chosen],
+        [s.path for s in data.gallery],
+        indices,
+        matches,
+        values,
+        title="protocol image: query and its ten nearest images",
+    )
+    return f"rank list: {file}"
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    arguments.logs_dir = "logs"
+    runtime.execute(main, arguments)

@@ -1,0 +1,183 @@
+"""PRSNet, fine-tuning for re-identification (paper sec. III-E, IV-B).
+
+Table III reports mAP 97.6, rank-1 97.1 on Market-1501 under a protocol of its own (centroid-legacy, README); every
+number here carries the name of its protocol.
+
+    python prsnet/train.py --dataset market                       # Eq. (4), after prsnet/pretrain.py
+    python prsnet/train.py --row table4/market-ctl                # any row of experiments.yaml
+    torchrun --nproc_per_node=2 prsnet/train.py --dataset market  # the same batch on two GPUs
+    python prsnet/train.py --row demo/pretrained                  # one CPU, minutes, after demo/pretrain
+"""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import datasets, images, inputs, processes, runtime, transforms
+from prsnet import losses, masking, protocols, sampling
+from prsnet.flags import train_args, variants, weights_file
+from prsnet.model import SIZES
+from prsnet.reid import ReID, build_encoder, load_pretrained
+
+ERASE_FILL = {"zero": (0.0, 0.0, 0.0), "mean": transforms.IMAGENET_MEAN}  # in the normalised image
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    return train_args(argv)
+
+
+def build_model(args: Namespace, num_classes: int) -> ReID:
+    """The network of the flags, without weights."""
+    encoder = build_encoder(
+        args.model,
+        SIZES[args.size],
+        args.block,
+        args.bottleneck,
+        args.height,
+        args.width,
+        tuple(args.mask_block),
+        args.mae_head,
+        args.mask_ratio,
+    )
+    return ReID(encoder, args.bottleneck, num_classes, polluted=variants(args)["neck"] == "polluted")
+
+
+def same_network(args: Namespace) -> dict:
+    """The flags in which a pre-training checkpoint must agree."""
+    names = ["model", "size", "height", "width", "mask_block"] if args.model == "mae" else ["model", "size", "block"]
+    return {name: getattr(args, name) for name in names}
+
+
+def build(args, run, num_classes, data_name):
+    """Model on the device, Adam over all but the centres, SGD 0.5 for those, and the schedule."""
+    model = build_model(args, num_classes)
+    if (path := weights_file(args, data_name)) is not None:
+        runtime.say(run, load_pretrained(model.encoder, path, same_network(args), variants(args)["norms"] == "drop"))
+    model = model.to(run.device, memory_format=torch.channels_last)
+    parameters = [p for name, p in model.named_parameters() if name != "centres" and p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    centres = torch.optim.SGD([model.centres], lr=0.5)
+    return (
+        processes.parallel(run, model),
+        optimizer,
+        centres,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_steps(args.epochs)),
+    )
+
+
+def warmup_steps(epochs: int):
+    """Rate factor by epoch: (e + 1) / 10 for e < 10, x 0.1 at 40 and 70, of 120; in proportion for other lengths."""
+    warm, first, second = epochs / 12, epochs / 3, epochs * 7 / 12
+    return lambda epoch: min(1.0, (epoch + 1) / warm) * 0.1 ** ((epoch >= first) + (epoch >= second))
+
+
+def objective(args, model, output, real, labels):
+    """All losses of a batch: real (P, K) bool on the device, labels (R,) of the real images; returns loss and parts."""
+    w_id, w_triplet, w_centre, w_centroid = args.loss_weights
+    feats, masked = (spread(part, real) for part in (output.feats, output.masked))  # (P, K, D)
+    parts = {
+        "id": w_id * losses.identity_loss(output.logits, labels),
+        "triplet": w_triplet * losses.triplet(feats, real, args.margin, args.dist),  # Eq. (2)
+        "centre": losses.centre_loss(output.feats, labels, model.centres, w_centre),
+        "centroid": w_centroid
+        * losses.centroid_loss(args.centroid, feats, masked, real, args.margin, args.dist),  # Eqs. (3), (4)
+    }
+    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+
+
+def spread(feats, real):
+    """Features (R, D) of the real slots -> (P, K, D), zeros elsewhere; None stays None."""
+    if feats is None or bool(real.device.type == "cpu" and real.all()):
+        return feats if feats is None else feats.view(*real.shape, -1)
+    full = feats.new_zeros(real.numel(), feats.shape[1])
+    places = real.flatten().to(torch.int64).argsort(descending=True, stable=True)[: len(feats)]  # no wait for the GPU
+    return full.index_copy(0, places, feats).view(*real.shape, -1)
+
+
+def train_one_epoch(run, args, model, optimizers, grad_scaler, store, labels, augment, epoch):
+    """One pass over the identities; returns the epoch's mean loss and its parts."""
+    model.train()
+    ids = args.batch_size // args.num_instances
+    plan = sampling.identity_plan(
+        labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size
+    )[: args.iters]
+    grid, mask_draw = masking.grid_of(args.height, args.width, args.mask_block), runtime.generator(run, epoch, 1)
+    generator, totals, seen, began = runtime.generator(run, epoch), {}, 0, time.time()
+    stream = images.batches(store, [row[row >= 0] for row in plan], run.device, workers=args.workers)
+    for i, (pixels, indices) in enumerate(
+        tqdm(stream, total=len(plan), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
+    ):
+        x = augment(pixels, generator)
+        masked = (
+            masking.random_mask(len(x), grid, args.mask_ratio, mask_draw) if args.centroid.startswith("mctl") else None
+        )
+        with run.autocast():
+            output = model(x, masked)
+        real = torch.from_numpy(plan[i] >= 0).view(-1, args.num_instances).to(run.device)
+        loss, parts = objective(args, runtime.bare(model), output, real, labels[indices].to(run.device))
+        runtime.step(run, loss, optimizers, grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            totals[name] = totals.get(name, 0) + value
+        seen += len(x) * run.world_size
+    processes.sync_buffers(run, runtime.bare(model))
+    means = {name: value.item() / len(plan) for name, value in totals.items()}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+    runtime.say(run, f"epoch {epoch + 1}: {text}; {seen / (time.time() - began):.0f} images/s")
+    return means
+
+
+def evaluate(run, args, model, data, store) -> dict:
+    """Metrics of every protocol, flat: `image.mAP`, ... as fractions."""
+    feats = inputs.extract(run, model, store)
+    return protocols.flat(protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors))
+
+
+def show(run, name, metrics):
+    for protocol in dict.fromkeys(key.rpartition(".")[0] for key in metrics):
+        values = "   ".join(f"{key} {100 * metrics[f'{protocol}.{key}']:5.1f}" for key in ("mAP", "rank1", "rank10"))
+        runtime.say(run, f"{name:<16} protocol {protocol:<16} {values}")
+
+
+def main(args):
+    run = runtime.start(args, "prsnet")
+    data = inputs.dataset(run, args.dataset)
+    runtime.open_log(run, inputs.data_name(data))
+    size = (args.height, args.width)
+    store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
+    test_store = inputs.open_images(
+        run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
+    )
+    labels = torch.from_numpy(np.ascontiguousarray(datasets.labels(data.train)))
+    model, optimizer, centres, scheduler = build(args, run, int(labels.max()) + 1, inputs.data_name(data))
+    grad_scaler = runtime.scaler(run)
+    augment = transforms.Augment(
+        erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
+    )
+    for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
+        runtime.seed_epoch(run, epoch)
+        stats = train_one_epoch(run, args, model, [optimizer, centres], grad_scaler, store, labels, augment, epoch)
+        scheduler.step()
+        if (epoch + 1) % max(1, args.epochs // 6) == 0 or epoch + 1 == args.epochs:
+            run.extra["last"] = evaluate(run, args, model, data, test_store)
+            show(run, f"epoch {epoch + 1}", run.extra["last"])
+            stats |= run.extra["last"]
+        runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
+    protocol = {
+        **inputs.MARKET_PROTOCOL,
+        "protocols": ", ".join(args.protocol),
+        "centroid_distractors": args.centroid_distractors,
+    }
+    path = runtime.record(run, run.extra["last"], inputs.describe(data), protocol, epoch=args.epochs)
+    runtime.say(run, f"result in {path}")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    runtime.execute(main, arguments)

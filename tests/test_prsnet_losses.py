@@ -1,0 +1,185 @@
+"""PRSNet: the losses against loops written from the equations, and images that are not there (spec checks 4, 5)."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.losses import batch_hard_triplet
+from prsnet import losses
+
+P, K, D = 5, 4, 7
+
+
+def batch(seed=0, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(seed)
+    feats, masked = (torch.randn(P, K, D, generator=draw, dtype=dtype) for _ in range(2))
+    real = torch.ones(P, K, dtype=torch.bool)
+    return feats, masked, real
+
+
+def holed(real):
+    real = real.clone()
+    real[1, 3] = real[3, 2] = real[3, 3] = False  # ids with three and two images
+    real[4, 1:] = False  # an id with one image has no leave-one-out centroid
+    return real
+
+
+def distance(a, b, dist):
+    squares = ((a - b) ** 2).sum()
+    return squares if dist == "sq" else squares**0.5
+
+
+def loop(form, feats, masked, real, margin=0.5, dist="l2"):
+    """Eqs. (3) and (4) slot by slot, identity by identity, in NumPy."""
+    feats, masked, real = feats.double().numpy(), masked.double().numpy(), real.numpy()
+    slots = []
+    for i in range(K):
+        taking = {}
+        for p in range(P):
+            rest = [j for j in range(K) if j != i and real[p, j]]
+            if real[p, i] and rest:
+                taking[p] = (feats[p, i], feats[p, rest].mean(0), masked[p, rest].mean(0), len(rest))
+        if len(taking) < 2:
+            continue
+        images = sum(n for *_, n in taking.values())
+        terms = []
+        for p, (q, c, m, n) in taking.items():
+            l1, l2 = n / images, (images - n) / images
+            if form == "ctl":
+                own, others = distance(q, c, dist), [distance(q, taking[o][1], dist) for o in taking if o != p]
+            elif form == "mctl":
+                own = distance(q, (c + l1 * m) / (1 + l1), dist)
+                others = [distance(q, (taking[o][1] + l2 * taking[o][2]) / (1 + l2), dist) for o in taking if o != p]
+            else:
+                own = ((q - l1 * m - c) ** 2).sum()
+                others = [((q - l2 * taking[o][2] - taking[o][1]) ** 2).sum() for o in taking if o != p]
+            terms.append(max(0.0, own - min(others) + margin))
+        slots.append(np.mean(terms))
+    return np.mean(slots)
+
+
+@pytest.mark.parametrize("dist", losses.DISTANCES)
+@pytest.mark.parametrize("form", ["ctl", "mctl", "mctl-literal"])
+@pytest.mark.parametrize("change", [lambda real: real, holed], ids=["full", "holes"])
+def test_eq3_and_eq4_equal_a_loop(form, dist, change):
+    feats, masked, real = batch()
+    real = change(real)
+    assert losses.centroid_loss(form, feats, masked, real, dist=dist).item() == pytest.approx(
+        loop(form, feats, masked, real, dist=dist), rel=1e-4
+    )
+
+
+def test_lambdas_of_a_full_batch_are_1_and_15_sixteenths():
+    lambda1, lambda2 = losses.lambdas(torch.full((16,), 3), torch.ones(16, dtype=torch.bool))
+    assert torch.allclose(lambda1, torch.tensor(1 / 16)) and torch.allclose(lambda2, torch.tensor(15 / 16))
+
+
+def test_mctl_with_lambdas_zero_is_ctl(monkeypatch):
+    feats, masked, real = batch()
+    monkeypatch.setattr(losses, "lambdas", lambda counts, valid: (torch.zeros(P), torch.zeros(P)))
+    a, b = (losses.centroid_loss(form, feats, masked, holed(real)) for form in ("mctl", "ctl"))
+    assert a.item() == pytest.approx(b.item(), rel=1e-6)
+
+
+def authors_loop(feats, masked, real, margin=0.5):
+    """Every row of [queries, centroids] is an anchor, mined among all rows; a second stack has masked centroids."""
+    feats, masked, slots = feats.double().numpy(), masked.double().numpy(), []
+    for i in range(K):
+        rest = [j for j in range(K) if j != i]
+        stacks = [(feats[:, i], feats[:, rest].mean(1)), (feats[:, i], masked[:, rest].mean(1))]
+        terms = []
+        for row in range(2 * P):
+            total = 0.0
+            for stack in stacks:
+                rows = np.concatenate(stack)
+                d = [distance(rows[row], other, "l2") for other in rows]
+                total += max(d[k] for k in range(2 * P) if k % P == row % P) - min(
+                    d[k] for k in range(2 * P) if k % P != row % P
+                )
+            terms.append(max(0.0, total + margin))
+        slots.append(np.mean(terms))
+    return np.mean(slots)
+
+
+def test_authors_form_equals_a_loop_over_both_stacks():
+    feats, masked, real = batch()
+    assert losses.centroid_loss("mctl-authors", feats, masked, real).item() == pytest.approx(
+        authors_loop(feats, masked, real), rel=1e-4
+    )
+
+
+def test_authors_form_without_holes_doubles_both_distances():
+    feats, _, real = batch()
+    slots = []
+    for i in range(K):
+        rest = [j for j in range(K) if j != i]
+        rows = torch.cat([feats[:, i], feats[:, rest].mean(1)])
+        d, same = torch.cdist(rows, rows), torch.eye(P, dtype=torch.bool).repeat(2, 2)
+        ap, an = (d * same).amax(1), d.masked_fill(same, torch.inf).amin(1)
+        slots.append((2 * ap - 2 * an + 0.5).relu().mean())
+    assert losses.centroid_loss("mctl-authors", feats, feats, real).item() == pytest.approx(
+        torch.stack(slots).mean().item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("form", [form for form in losses.FORMS if form != "none"])
+def test_slots_without_an_image_change_no_value_and_no_gradient(form):
+    feats, masked, real = batch()
+    real, found = holed(real), []
+    for fill in (0.0, 1000.0):
+        f, m = (torch.where(real[..., None], part, fill).requires_grad_(True) for part in (feats, masked))
+        loss = losses.centroid_loss(form, f, m, real) + losses.triplet(f, real)
+        loss.backward()
+        assert (f.grad[~real] == 0).all() and (m.grad is None or (m.grad[~real] == 0).all())
+        found.append((loss.item(), f.grad))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
+def test_triplet_of_a_full_batch_is_the_shared_batch_hard_triplet():
+    feats, _, real = batch()
+    labels = torch.arange(P).repeat_interleave(K)
+    assert losses.triplet(feats, real).item() == pytest.approx(
+        batch_hard_triplet(feats.flatten(0, 1), labels, 0.5).item(), rel=1e-5
+    )
+
+
+def test_gradients_of_all_forms_are_those_of_finite_differences():
+    feats, masked, real = batch(dtype=torch.float64)
+    feats, masked, real = feats[:4, :3, :3].clone().requires_grad_(True), masked[:4, :3, :3], holed(real)[:4, :3]
+    for form in losses.FORMS:
+        assert torch.autograd.gradcheck(lambda f, form=form: losses.centroid_loss(form, f, masked, real), (feats,))
+
+
+def test_duplicates_and_batches_of_one_person_give_finite_gradients():
+    feats = torch.ones(P, K, D, requires_grad=True)
+    real = torch.ones(P, K, dtype=torch.bool)
+    (losses.centroid_loss("mctl", feats, feats, real) + losses.triplet(feats, real)).backward()
+    assert torch.isfinite(feats.grad).all()
+    lonely = torch.zeros(P, K, dtype=torch.bool)
+    lonely[0] = True
+    assert losses.centroid_loss("mctl", feats, feats, lonely).item() == 0 and losses.triplet(feats, lonely).item() == 0
+
+
+def test_centre_loss_pulls_features_by_its_weight_and_centres_by_one():
+    draw = torch.Generator().manual_seed(0)
+    feats, centres = (
+        torch.randn(6, D, generator=draw, requires_grad=True),
+        torch.randn(3, D, generator=draw, requires_grad=True),
+    )
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    loss = losses.centre_loss(feats, labels, centres)
+    plain = (feats - centres[labels]).square().sum(1).mean()
+    assert loss.item() == pytest.approx(5e-4 * plain.item(), rel=1e-3)
+    loss.backward()
+    by_feats, by_centres = torch.autograd.grad(plain, (feats, centres))
+    assert torch.allclose(feats.grad, 5e-4 * by_feats, atol=1e-8) and torch.allclose(
+        centres.grad, by_centres, atol=1e-6
+    )
+
+
+def test_unknown_forms_and_missing_masked_features_are_named():
+    feats, _, real = batch()
+    with pytest.raises(ValueError, match="choose from mctl"):
+        losses.centroid_loss("mtcl", feats, feats, real)
+    with pytest.raises(ValueError, match="needs the features of the masked images"):
+        losses.centroid_loss("mctl", feats, None, real)
