@@ -4,7 +4,7 @@
 
 The 15 types of ImageNet-C [13] are the training noise; four more and rain complete the 20 types of the -C benchmarks
 (CIL). Parameters and algorithms follow the package `imagecorruptions` 1.1.2, which CIL runs, re-implemented; parameters
-in pixels are those tuned for 224 x 224 and are not scaled with the image. All randomness comes from the generator given.
+in pixels are those tuned for 224 x 224 and are not scaled with the image. All randomness is the given generator's.
 Deviation: frost uses procedural textures instead of photographs (dapg/frost.py), glass blur a vectorised gather instead
 of a loop of swaps (exact=True runs the loop), with the same mean PSNR within 0.6 dB.
 """
@@ -52,12 +52,11 @@ RAIN = ((770, 10), (600, 30), (600, 30), (500, 60), (500, 60))  # pixels a drop,
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def corrupt(image: np.ndarray, name: str, severity: int, rng: np.random.Generator, *, exact: bool = False,
-            textures: np.ndarray | None = None) -> np.ndarray:
+def corrupt(image: np.ndarray, name: str, severity: int, rng: np.random.Generator, exact: bool = False) -> np.ndarray:
     """The uint8 image (H, W, 3) under corruption `name` at `severity` 1..5, same shape and type.
 
-    exact=True runs glass blur's published loop of pixel swaps. textures: frost textures uint8 (T, h, w, 3) in place of
-    `frost_pool()`. Raises: ValueError for an unknown name or severity, a wrong image, or a side below 32 pixels.
+    exact=True runs glass blur's published loop of pixel swaps. Raises: ValueError for an unknown name or severity, a
+    wrong image, or a side below 32 pixels.
     """
     if name not in BENCH20:
         raise ValueError(f"unknown corruption {name!r}; known: {', '.join(BENCH20)}")
@@ -67,13 +66,11 @@ def corrupt(image: np.ndarray, name: str, severity: int, rng: np.random.Generato
         raise ValueError(f"{name}: expected uint8 (H, W, 3) of at least 32 x 32, got {image.dtype} {image.shape}")
     if name == "glass_blur" and exact:
         return glass_loop(image, severity, rng)
-    if name == "frost":
-        return frost(image, severity, rng, textures)
     return KERNELS[name](image, severity, rng)
 
 
 def to_u8(x: np.ndarray) -> np.ndarray:
-    """[0, 1] floats to uint8 by truncation, as imagecorruptions does; 0.001 levels protect whole values from rounding."""
+    """[0, 1] floats to uint8 by truncation, as imagecorruptions does; 0.001 levels protect whole values."""
     return (np.clip(x, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
@@ -219,10 +216,10 @@ def snow(image, severity, rng):
     return to_u8(x + layer + layer[::-1, ::-1])
 
 
-def frost(image, severity, rng, textures=None):
+def frost(image, severity, rng):
     """a * image + b * a random, perhaps mirrored crop of a random texture."""
     a, b = FROST[severity - 1]
-    textures = frost_pool() if textures is None else textures
+    textures = frost_pool()
     texture, (height, width) = textures[rng.integers(len(textures))], image.shape[:2]
     top, left = (int(rng.integers(max(1, size - wanted + 1))) for size, wanted in zip(texture.shape, (height, width)))
     rows, columns = (top + np.arange(height)) % texture.shape[0], (left + np.arange(width)) % texture.shape[1]
@@ -301,7 +298,7 @@ def rain(image, severity, rng):
 # -------------------------------------------------------------------------------------------------------------- digital
 @lru_cache(maxsize=None)
 def brightness_table(severity: int) -> np.ndarray:
-    """New value uint8 (256, 256) for [largest channel of the pixel, channel]: V rises by c in HSV, hue and saturation stay."""
+    """New value uint8 (256, 256) for [largest channel, channel] of a pixel: HSV with V raised, hue and saturation kept."""
     top, value = np.meshgrid(np.arange(256.0), np.arange(256.0), indexing="ij")
     raised = np.minimum(top / 255 + BRIGHTNESS[severity - 1], 1)
     return to_u8(raised * np.where(top > 0, np.minimum(value / np.maximum(top, 1), 1), 1))
@@ -338,7 +335,8 @@ def elastic_transform(image, severity, rng):
     """Displacement alpha * smoothed U(-0.005 H, 0.005 H) in both directions, bilinear, border mirrored."""
     x, (height, width) = unit(image), image.shape[:2]
     bound = 0.005 * height
-    dx, dy = (ELASTIC[severity - 1] * smooth(rng.uniform(-bound, bound, (height, width)).astype(np.float32)) for _ in range(2))
+    fields = rng.uniform(-bound, bound, (2, height, width)).astype(np.float32)
+    dx, dy = (ELASTIC[severity - 1] * smooth(field) for field in fields)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return to_u8(cv2.remap(x, columns + dx, rows + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT))
 
@@ -346,14 +344,15 @@ def elastic_transform(image, severity, rng):
 def smooth(field: np.ndarray) -> np.ndarray:
     """Gaussian filter of a field (H, W), sigma (0.01 H, 0.01 W), cut at 3 sigma, border mirrored."""
     height, width = field.shape
-    sizes = [2 * int(3 * 0.01 * side + 0.5) + 1 for side in (width, height)]
-    return cv2.GaussianBlur(field, tuple(sizes), sigmaX=0.01 * width, sigmaY=0.01 * height, borderType=cv2.BORDER_REFLECT)
+    size = tuple(2 * int(3 * 0.01 * side + 0.5) + 1 for side in (width, height))
+    return cv2.GaussianBlur(field, size, sigmaX=0.01 * width, sigmaY=0.01 * height, borderType=cv2.BORDER_REFLECT)
 
 
 def pixelate(image, severity, rng):
     height, width = image.shape[:2]
     small = (int(width * PIXELATE[severity - 1]), int(height * PIXELATE[severity - 1]))
-    return np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.NEAREST))
+    shrunk = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    return np.asarray(shrunk.resize((width, height), Image.Resampling.NEAREST))
 
 
 def jpeg_compression(image, severity, rng):

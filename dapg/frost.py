@@ -1,11 +1,9 @@
 """Frost textures without image files: procedural needle ice with the statistics of imagecorruptions' photographs."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 # Frost photographs of imagecorruptions: mean, std of their grey values, mean colour, how often the package draws them.
 FROST_LOOKS = ((129, 14, (78, 149, 166), 0.2), (203, 19, (201, 205, 215), 0.4), (154, 24, (138, 153, 165), 0.2),
@@ -48,18 +46,3 @@ def frost_pool(count: int = 32, seed: int = 0) -> np.ndarray:
     shares = np.array([look[3] for look in FROST_LOOKS])
     looks = np.searchsorted(np.cumsum(shares), (np.arange(count) + 0.5) / count)
     return np.stack([frost_texture(np.random.default_rng([seed, i]), int(look)) for i, look in enumerate(looks)])
-
-
-def frost_photos(folder: str) -> np.ndarray:
-    """Real frost photographs of a folder as textures, enlarged to at least 512 pixels a side and cut to 512 x 512."""
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not files:
-        raise FileNotFoundError(f"no frost photographs (.png, .jpg) in {folder}; leave frost_dir out for procedural frost")
-    out = []
-    for file in files:
-        with Image.open(file) as photo:
-            photo = photo.convert("RGB")
-            scale = max(1.0, FROST_SIZE / min(photo.size))
-            size = (round(photo.width * scale), round(photo.height * scale))
-            out.append(np.asarray(photo.resize(size))[:FROST_SIZE, :FROST_SIZE])
-    return np.stack(out)
