@@ -298,7 +298,7 @@ def rain(image, severity, rng):
 # -------------------------------------------------------------------------------------------------------------- digital
 @lru_cache(maxsize=None)
 def brightness_table(severity: int) -> np.ndarray:
-    """New value uint8 (256, 256) for [largest channel, channel] of a pixel: HSV with V raised, hue and saturation kept."""
+    """New value uint8 (256, 256) for [largest channel, channel] of a pixel: V of HSV raised."""
     top, value = np.meshgrid(np.arange(256.0), np.arange(256.0), indexing="ij")
     raised = np.minimum(top / 255 + BRIGHTNESS[severity - 1], 1)
     return to_u8(raised * np.where(top > 0, np.minimum(value / np.maximum(top, 1), 1), 1))

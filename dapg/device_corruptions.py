@@ -320,10 +320,12 @@ def boxes(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     for severity, share in enumerate(cpu.PIXELATE):
         small = int(size * share)
         scale = size / small
-        reach = (np.arange(size) + 0.5 - (np.arange(small)[:, None] + 0.5) * scale) / scale  # (small, size)
-        inside = (reach > -0.5) & (reach <= 0.5)
+        centre, at = (np.arange(small)[:, None] + 0.5) * scale, np.arange(size)
+        inside = (at >= np.floor(centre - scale / 2 + 0.5)) & (at < np.floor(centre + scale / 2 + 0.5))
+        reach = (at - centre + 0.5) * (1 / scale)
+        inside &= (reach > -0.5) & (reach <= 0.5)
         low, high = inside.argmax(1), size - inside[:, ::-1].argmax(1)
-        cell = ((2 * np.arange(size) + 1) * small) // (2 * size)
+        cell = np.cumsum(np.r_[0.5, np.ones(size - 1)] * (small / size)).astype(np.int64)  # PIL adds up, ties and all
         first[severity], end[severity] = low[cell], high[cell]
     weight = np.floor((1 << 22) / (end - first) + 0.5).astype(np.int64)
     return tuple(torch.from_numpy(table).to(device) for table in (first, end, weight))
