@@ -20,6 +20,9 @@ NAMES = {  # canonical name -> other names
     "duke": ("dukemtmc", "dukemtmcreid", "dukemtmc-reid"),
     "cuhk03": ("cuhk03-np", "cuhk03_np"),
     "msmt17": ("msmt", "msmt17_v1", "msmt17_v2"),
+    "sysu": ("sysu-mm01", "sysu_mm01"),
+    "regdb": (),
+    "luperson": (),
 }
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from common.synthetic import layouts
+from common.synthetic import layouts, layouts_vi
 
 VERSION = 3  # raised when the same seed gives other bytes than before
 STAMP = "SYNTHETIC"
+layouts_vi.register()
 
 
 def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, workers: int | None = None) -> Path:
@@ -68,6 +69,7 @@ def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> 
     for folder in sorted({str(Path(item.path).parent) for item in items}):
         (draft / folder).mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
+        (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_text(text)
     job, count = partial(_save, draft, name, seed), workers or os.cpu_count() or 1
     with tqdm(total=len(items), desc=f"synthetic {name} ({size})", unit="image", disable=None) as bar:
