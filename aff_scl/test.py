@@ -1,8 +1,8 @@
-"""Evaluate a trained AFF_SCL network and draw what the paper draws: rank lists, CMC curve, Grad-CAM heat maps (Figure 1).
+"""Evaluate a trained AFF_SCL network and draw its rank lists, CMC curve and Grad-CAM heat maps (Figure 1).
 
-    python aff_scl/test.py --checkpoint logs/aff_scl/market/table2/market/seed0            # a folder (its newest) or a file
-    python aff_scl/test.py --checkpoint CHECKPOINT -d duke --data-dir /data                # another data set
-    python aff_scl/test.py --checkpoint CHECKPOINT --heat-maps 4 --against BASE_CHECKPOINT # Figure 1: ResNet-50 beside AFF
+python aff_scl/test.py --checkpoint logs/aff_scl/market/table2/market/seed0            # a folder (its newest) or a file
+python aff_scl/test.py --checkpoint CHECKPOINT -d duke --data-dir /data                # another data set
+python aff_scl/test.py --checkpoint CHECKPOINT --heat-maps 4 --against BASE_CHECKPOINT # Figure 1: ResNet-50 beside AFF
 """
 
 import sys
@@ -14,21 +14,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import numpy as np
 import torch
 
+from aff_scl.flags import variants
 from aff_scl.model import AFF, convert_dsbn
-from aff_scl.train import build_model, variants
+from aff_scl.train import build_model
 from common import checkpoints, distances, evaluation, inputs, jaccard, runtime, transforms, visualize
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="aff_scl/test.py", description="Evaluate a checkpoint; data and size default to those it was trained with.", allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)")
+    parser = ArgumentParser(
+        prog="aff_scl/test.py",
+        description="Evaluate a checkpoint; data and size default to those it was trained with.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
+    )
     parser.add_argument("-d", "--dataset", help="market, duke, msmt17, cuhk03")
     parser.add_argument("--data-dir", help="folder that holds the data sets")
     parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
-    parser.add_argument("--real", action="store_true", help="use real data where the checkpoint was trained on synthetic people")
+    parser.add_argument(
+        "--real", action="store_true", help="use real data where the checkpoint was trained on synthetic people"
+    )
     parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
-    parser.add_argument("--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)")
-    parser.add_argument("--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1")
+    parser.add_argument(
+        "--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)"
+    )
+    parser.add_argument(
+        "--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1"
+    )
     parser.add_argument("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
     parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
     parser.add_argument("-b", "--batch-size", type=int, default=128)
@@ -81,11 +94,29 @@ def network_maps(model: AFF, batch: torch.Tensor) -> torch.Tensor:
 
 def main(args):
     model, trained, file = load_network(args.checkpoint)
-    chosen = {k: getattr(args, k) if getattr(args, k) is not None else trained[k] for k in ("dataset", "data_dir", "synthetic")}
+    chosen = {
+        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
+        for k in ("dataset", "data_dir", "synthetic")
+    }
     chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    run = runtime.start(Namespace(**{**trained, **chosen, "workers": args.workers, "cache": args.cache, "cache_dir": args.cache_dir, "amp": args.amp, "compile": False}), "aff_scl")
+    run = runtime.start(
+        Namespace(
+            **{
+                **trained,
+                **chosen,
+                "workers": args.workers,
+                "cache": args.cache,
+                "cache_dir": args.cache_dir,
+                "amp": args.amp,
+                "compile": False,
+            }
+        ),
+        "aff_scl",
+    )
     data = inputs.dataset(run, run.args["dataset"])
-    store = inputs.open_images(run, data.query + data.gallery, trained["height"], trained["width"], name=f"{data.name} test")
+    store = inputs.open_images(
+        run, data.query + data.gallery, trained["height"], trained["width"], name=f"{data.name} test"
+    )
     model = model.to(run.device, memory_format=torch.channels_last)
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     metrics = inputs.rank_metrics(data, feats)
@@ -94,7 +125,9 @@ def main(args):
     q = len(data.query)
     ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     if args.re_rank:
-        report(run, "after re-ranking", evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids))
+        report(
+            run, "after re-ranking", evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids)
+        )
     if not run.main:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -103,12 +136,19 @@ def main(args):
     if args.rank_list:
         print("rank list:", draw_rank_list(out / "rank_list.png", data, feats, shown[: args.rank_list], ids))
     if args.heat_maps:
-        print("heat maps:", draw_heat_maps(out / "heat_maps.png", run, model, args.against, store, shown[: args.heat_maps]))
+        print(
+            "heat maps:",
+            draw_heat_maps(out / "heat_maps.png", run, model, args.against, store, shown[: args.heat_maps]),
+        )
 
 
 def report(run, name, m):
-    runtime.say(run, f"{name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, rank-10 {100 * m.rank(10):.1f}, "
-                     f"mINP {100 * m.mINP:.1f} ({m.num_valid} queries)")
+    runtime.say(
+        run,
+        f"{name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
+        f"rank-10 {100 * m.rank(10):.1f}, "
+        f"mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
+    )
 
 
 def draw_rank_list(path, data, feats, shown, ids):
@@ -116,20 +156,36 @@ def draw_rank_list(path, data, feats, shown, ids):
     q = len(data.query)
     dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
     pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
-    indices, matches, values = visualize.top_matches(dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=10)
+    indices, matches, values = visualize.top_matches(
+        dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=10
+    )
     gallery = [s.path for s in data.gallery]
-    return visualize.rank_list(path, [data.query[i].path for i in shown], gallery, indices, matches, values, title="query and its ten nearest images")
+    return visualize.rank_list(
+        path,
+        [data.query[i].path for i in shown],
+        gallery,
+        indices,
+        matches,
+        values,
+        title="query and its ten nearest images",
+    )
 
 
 def draw_heat_maps(path, run, model, against, store, shown):
     """Rows of: image, the other network's map, this network's map (Figure 1); returns the path."""
     pixels = store.gather(torch.as_tensor(np.ascontiguousarray(shown))).to(run.device)
-    networks = {"image": None, **({"other": load_network(against)[0].to(run.device)} if against else {}), "this network": model}
+    networks = {
+        "image": None,
+        **({"other": load_network(against)[0].to(run.device)} if against else {}),
+        "this network": model,
+    }
     columns = []
     for network in networks.values():
         maps = network_maps(network, transforms.normalize(pixels)) if network is not None else None
         pictures = [image.permute(1, 2, 0).cpu().numpy() for image in pixels]
-        columns.append(pictures if maps is None else [visualize.heat_map(p, m.cpu().numpy()) for p, m in zip(pictures, maps)])
+        columns.append(
+            pictures if maps is None else [visualize.heat_map(p, m.cpu().numpy()) for p, m in zip(pictures, maps)]
+        )
     return visualize.grid(path, list(zip(*columns)), column_titles=list(networks), title="Grad-CAM")
 
 

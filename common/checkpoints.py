@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running code, two kept.
 
-A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, extra, wall_s}: tensors and plain Python values only.
+A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, extra, wall_s}: tensors and plain
+Python values only.
 """
 
 import contextlib
@@ -45,10 +46,14 @@ def replace(path: Path, write_to) -> None:
                     written = file.tell()
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        reason = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save closes its archive over a failed write
+        reason = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch.save closes its archive over a failed write
         if not isinstance(reason, OSError):
             raise
-        raise OSError(f"could not write {path} ({written} bytes written): {reason}; free some space or choose another folder") from error
+        raise OSError(
+            f"could not write {path} ({written} bytes written): {reason}; free some space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -123,11 +128,20 @@ def fit(model: torch.nn.Module, state_dict: dict, source: Path | str) -> None:
     Raises: ValueError listing missing keys, unexpected keys and wrong shapes.
     """
     state_dict, own = strip_prefixes(state_dict), model.state_dict()
-    problems = {"missing": [k for k in own if k not in state_dict],
-                "unexpected": [k for k in state_dict if k not in own],
-                "of another shape": [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
-                                     for k, v in state_dict.items() if k in own and v.shape != own[k].shape]}
+    problems = {
+        "missing": [k for k in own if k not in state_dict],
+        "unexpected": [k for k in state_dict if k not in own],
+        "of another shape": [
+            f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+            for k, v in state_dict.items()
+            if k in own and v.shape != own[k].shape
+        ],
+    }
     if any(problems.values()):
-        text = "; ".join(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in problems.items() if names)
+        text = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            for what, names in problems.items()
+            if names
+        )
         raise ValueError(f"{source} does not fit the model: {text}")
     model.load_state_dict(state_dict)

@@ -8,7 +8,7 @@ BINS = (8, 4, 4)  # hue, saturation, value
 
 
 def color_histograms(images, stripes: int = 6) -> torch.Tensor:
-    """HSV histograms of horizontal stripes -> (N, stripes * 128) float32 unit rows (square roots, so the dot product is Hellinger's).
+    """HSV histograms of horizontal stripes, (N, stripes * 128) float32 unit rows; square roots, as Hellinger compares.
 
     Args: images an ImageStore (or anything with len() and gather(indices) -> uint8 (B, 3, H, W)).
     """

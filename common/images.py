@@ -45,7 +45,7 @@ class ImageStore:
                  device: torch.device, pixels: np.ndarray | torch.Tensor | None):
         self.paths, self.interpolation, self.cache, self.device = list(paths), interpolation, cache, device
         self.channels, self.height, self.width = shape
-        self.pixels = pixels  # memory map (N, C, H, W) | the same as a tensor on the device | None
+        self.pixels = pixels  # (N, C, H, W): memory map or array; tensor on a GPU; None if "off"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +53,7 @@ class ImageStore:
     def gather(self, indices: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Images of the given indices, uint8 (B, C, H, W) on the store's device. Raises IndexError outside 0..N-1."""
         indices = self.checked(indices)
-        if self.cache == "device":
+        if isinstance(self.pixels, torch.Tensor):
             return self.pixels.index_select(0, to_device(torch.from_numpy(indices), self.device))
         return to_device(self.host(indices, pin=self.device.type == "cuda"), self.device)
 
@@ -68,13 +68,11 @@ class ImageStore:
     def host(self, indices: np.ndarray, pin: bool = False) -> torch.Tensor:
         """Images of checked indices in host memory, uint8 (B, C, H, W); pinned for an asynchronous copy if asked."""
         out = torch.empty((len(indices), self.channels, self.height, self.width), dtype=torch.uint8, pin_memory=pin)
-        if self.cache == "disk":
-            np.take(self.pixels, indices, axis=0, out=out.numpy(), mode="clip")  # clip: no buffered copy
-        elif self.cache == "off":
+        if self.pixels is None:
             for row, index in enumerate(indices):
                 out[row] = torch.from_numpy(self.decode(index))
         else:
-            raise ValueError("a store with cache='device' has no host copy")
+            np.take(self.pixels, indices, axis=0, out=out.numpy(), mode="clip")  # clip: no buffered copy
         return out
 
     def decode(self, index: int) -> np.ndarray:
@@ -109,7 +107,7 @@ def open_images(paths: Sequence[str], height: int, width: int, *, interpolation:
         return ImageStore(paths, shape, interpolation, cache, device, None)
     pixels = open_store(paths, shape, interpolation, cache_dir, workers, name)
     if cache == "device":
-        pixels = upload(pixels, device)
+        pixels = np.array(pixels) if device.type == "cpu" else upload(pixels, device)
     return ImageStore(paths, shape, interpolation, cache, device, pixels)
 
 
@@ -123,7 +121,7 @@ def batches(images: ImageStore, index_batches: Iterable[Sequence[int]], device: 
     """
     device = torch.device(device)
     checked = (images.checked(indices) for indices in index_batches)
-    if images.cache == "device":
+    if isinstance(images.pixels, torch.Tensor):
         for indices in checked:
             yield to_device(images.gather(indices), device), torch.from_numpy(indices)
     else:

@@ -1,20 +1,22 @@
-"""What a run reads: the data set its flags name (written first if synthetic) and decoded images, prepared by rank 0 for all ranks."""
+"""What a run reads: the data set its flags name, written first if synthetic, and its decoded images."""
 
 import json
 from pathlib import Path
 
 import torch
 
-from common import datasets, evaluation, images, runtime, synthetic
+from common import datasets, evaluation, images, processes, runtime, synthetic
 from common.runtime import Run
+
+MARKET_PROTOCOL = {"ap_rule": "mean of precision at the hits", "gallery_draws": 1, "re_ranking": False}
 
 
 def dataset(run: Run, name: str, **options) -> datasets.Dataset:
-    """The data set under the run's --data-dir; with --synthetic it is written on first use and read from <data-dir>/synthetic-<size>.
+    """The data set under --data-dir; with --synthetic, under <data-dir>/synthetic-<size>, written there on first use.
 
     Raises: FileNotFoundError or ValueError of datasets.load.
     """
-    with runtime.rank_zero_first(run):
+    with processes.rank_zero_first(run):
         folder, size = Path(run.args["data_dir"]), run.args["synthetic"]
         if size:
             folder = folder / f"synthetic-{size}"
@@ -25,7 +27,7 @@ def dataset(run: Run, name: str, **options) -> datasets.Dataset:
 
 
 def data_name(data: datasets.Dataset) -> str:
-    """`market`, or `market-synthetic-small` for synthetic people: the folder under which logs and results of this data stand."""
+    """`market`, or `market-synthetic-small` for synthetic people: the folder of this data's logs and results."""
     if data.kind == "real":
         return data.name
     return f"{data.name}-synthetic-{json.loads((Path(data.root) / 'SYNTHETIC').read_text())['size']}"
@@ -34,21 +36,48 @@ def data_name(data: datasets.Dataset) -> str:
 def describe(data: datasets.Dataset) -> dict:
     """The `data` entry of a result file."""
     samples = [*data.train, *data.query, *data.gallery]
-    return {"name": data_name(data), "kind": data.kind, "images": len(samples), "ids": len({s.pid for s in samples if s.pid > 0}),
-            "cams": len({s.camid for s in samples}), "digest": data.digest()}
+    return {
+        "name": data_name(data),
+        "kind": data.kind,
+        "images": len(samples),
+        "ids": len({s.pid for s in samples if s.pid > 0}),
+        "cams": len({s.camid for s in samples}),
+        "digest": data.digest(),
+    }
 
 
-def open_images(run: Run, samples: list, height: int, width: int, name: str, interpolation: str = "bicubic") -> images.ImageStore:
+def open_images(
+    run: Run, samples: list, height: int, width: int, name: str, interpolation: str = "bicubic"
+) -> images.ImageStore:
     """The decoded images of the samples at (height, width), uint8; see images.open_images."""
-    with runtime.rank_zero_first(run):
-        return images.open_images([s.path for s in samples], height, width, interpolation=interpolation, cache=run.args["cache"],
-                                  cache_dir=run.args["cache_dir"], device=run.device, workers=run.args["workers"], name=name)
+    with processes.rank_zero_first(run):
+        return images.open_images(
+            [s.path for s in samples],
+            height,
+            width,
+            interpolation=interpolation,
+            cache=run.args["cache"],
+            cache_dir=run.args["cache_dir"],
+            device=run.device,
+            workers=run.args["workers"],
+            name=name,
+        )
 
 
-def extract(run: Run, model: torch.nn.Module, store: images.ImageStore, batch_size: int = 128, flip: bool = False) -> torch.Tensor:
+def extract(
+    run: Run, model: torch.nn.Module, store: images.ImageStore, batch_size: int = 128, flip: bool = False
+) -> torch.Tensor:
     """Eval-mode features (N, D) of a store on every rank; see evaluation.extract."""
-    return evaluation.extract(runtime.bare(model), store, device=run.device, batch_size=batch_size, flip=flip, amp=run.args["amp"],
-                              rank=run.rank, world_size=run.world_size)
+    return evaluation.extract(
+        runtime.bare(model),
+        store,
+        device=run.device,
+        batch_size=batch_size,
+        flip=flip,
+        amp=run.args["amp"],
+        rank=run.rank,
+        world_size=run.world_size,
+    )
 
 
 def rank_metrics(data: datasets.Dataset, feats: torch.Tensor, metric: str = "euclidean") -> evaluation.RankMetrics:

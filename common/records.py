@@ -31,7 +31,10 @@ def load_rows(project_dir: Path) -> dict[str, dict]:
     for name, row in rows.items():
         unknown = set(row) - ROW_KEYS
         if unknown:
-            raise ValueError(f"{path}: row {name} has unknown keys {', '.join(sorted(unknown))}; known are {', '.join(sorted(ROW_KEYS))}")
+            raise ValueError(
+                f"{path}: row {name} has unknown keys {', '.join(sorted(unknown))}; known are "
+                f"{', '.join(sorted(ROW_KEYS))}"
+            )
         if not isinstance(row.get("args", ""), str) or not isinstance(row.get("paper", {}), dict):
             raise ValueError(f"{path}: row {name}: args must be a string and paper a mapping")
     return rows
@@ -49,7 +52,7 @@ def digest(value) -> str:
 
 
 def append_log(path: Path, line: dict) -> None:
-    """Append one JSON object; values are plain numbers, strings, lists or dicts, never times, so that equal runs log equal lines."""
+    """Append one JSON object of plain values, never times, so that equal runs log equal lines."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
 
@@ -79,18 +82,29 @@ def write_result(path: Path, result: dict, log: Path) -> None:
 
 def environment() -> dict:
     """Versions and processor, as result files record them."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
-            "cuda": torch.version.cuda if torch.cuda.is_available() else None, "cpu": _cpu(), "threads": torch.get_num_threads()}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 
 def git_state(root: Path) -> dict:
-    """{"commit": hash, "dirty": bool}; None where there is no git or no commit. Files under results/ do not make it dirty."""
+    """{"commit": hash, "dirty": bool}, None where there is no git or no commit; results/ does not make it dirty."""
     if shutil.which("git") is None:
         return {"commit": None, "dirty": None}
 
@@ -99,4 +113,8 @@ def git_state(root: Path) -> dict:
 
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--", ".", ":!results")
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())} if commit.returncode == 0 else {"commit": None, "dirty": None}
+    return (
+        {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+        if commit.returncode == 0
+        else {"commit": None, "dirty": None}
+    )

@@ -1,12 +1,12 @@
 """Runs: torchrun set-up, flags and rows, seeding, checkpoints, the log and the result file.
 
-A script calls `parse`, `start`, `resume`, and per epoch `seed_epoch`, `step`, `save`; at the end `record`. Everything works the same
-with one process and under torchrun. Nothing here calls a collective operation inside a branch that only some ranks take.
+A script calls `parse`, `start`, `open_log`, `resume`, and per epoch `seed_epoch`, `step`, `save`; at the end `record`.
+Everything works the same with one process and under torchrun. Nothing here calls a collective operation inside a branch
+that only some ranks take.
 """
 
 import contextlib
 import datetime
-import json
 import os
 import random
 import resource
@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,15 +23,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import checkpoints, records
-
-ROOT = Path(__file__).resolve().parents[1]
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from common import checkpoints, processes, records
+from common.flags import AMP_DTYPES, PLACES, ROOT, RUN_FLAGS, add_run_flags, method_flags, parse  # noqa: F401 re-exported
 
 
 @dataclass
 class Run:
-    """What a script knows about its own execution. `args` holds plain values; `extra` is what `save` stored beside the model."""
+    """A script's own execution: `args` holds plain values, `extra` what `save` keeps beside the model."""
 
     project: str
     row: str
@@ -58,110 +56,63 @@ class Run:
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-# ---------------------------------------------------------------------------------------------------------------- flags
-
-
-def add_run_flags(parser: ArgumentParser) -> None:
-    """Add the flags that mean the same in every script: where data, logs and results are, and how to execute."""
-    data = parser.add_argument_group("data location")
-    data.add_argument("--data-dir", default="data", help="folder that holds the data sets (README, Datasets)")
-    data.add_argument("--synthetic", choices=["small", "full"], help="write and use synthetic people instead of real data")
-    data.add_argument("--cache", choices=["disk", "device", "off"], default="disk", help="decoded images: memory-mapped, on the device, or decoded per batch")
-    data.add_argument("--cache-dir", help="where decoded images are kept (default: .reid_cache beside the data)")
-    data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
-    run = parser.add_argument_group("run")
-    run.add_argument("--row", help="row of experiments.yaml that sets the defaults; explicit flags win")
-    run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--logs-dir", default=str(ROOT / "logs"), help="checkpoints and logs")
-    run.add_argument("--results-dir", default=str(ROOT / "results"), help="result files")
-    run.add_argument("--resume", nargs="?", const="auto", help="continue: the newest checkpoint of this run, or the one given")
-    run.add_argument("--weights", default="imagenet", help="imagenet (downloaded by torchvision), none, or a file")
-    run.add_argument("--amp", choices=list(AMP_DTYPES), default="off", help="autocast precision of the network")
-    run.add_argument("--compile", action="store_true", help="torch.compile the network")
-    run.add_argument("--deterministic", action="store_true", help="deterministic CUDA kernels (the CPU is deterministic anyway)")
-
-
-# These may differ between the lives of one run; every other flag is part of the method.
-RUN_FLAGS = {"data_dir", "cache", "cache_dir", "workers", "row", "logs_dir", "results_dir", "resume", "compile", "deterministic"}
-
-
-def method_flags(args: dict) -> dict:
-    """The flags that define a training, without seed and without the choice of synthetic data."""
-    return {k: v for k, v in args.items() if k not in RUN_FLAGS and k not in ("seed", "synthetic", "script")}
-
-
-def parse(parser: ArgumentParser, project: str, argv: list[str] | None = None, complete=None) -> Namespace:
-    """Parse argv with the defaults of `--row`; `complete(args)` fills in defaults that depend on other flags.
-
-    Without --row, a run whose method flags equal a row's takes that row's name, any other is `custom-<hash>`.
-    Exits with status 2 and one sentence for unknown rows and flags.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    complete = complete or (lambda args: args)
-    rows = records.load_rows(ROOT / project)
-    finder = ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--row")
-    name = finder.parse_known_args(argv)[0].row
-    if name is not None and name not in rows:
-        parser.error(records.unknown_row(project, name, rows))
-    script = Path(parser.prog).name
-    defaults = shlex.split(rows[name].get("args", "")) if name else []
-    try:
-        args = complete(parser.parse_args(defaults + argv))
-    except ValueError as error:
-        parser.error(str(error))
-    if name is None:
-        args.row = _matching_row(parser, complete, args, {k: r for k, r in rows.items() if r.get("script", "train.py") == script})
-    return args
-
-
-def _matching_row(parser, complete, args, rows) -> str:
-    wanted = method_flags(vars(args))
-    for name, row in rows.items():
-        if method_flags(vars(complete(parser.parse_args(shlex.split(row.get("args", "")))))) == wanted:
-            return name
-    return f"custom-{records.digest(wanted)}"
-
-
 # ----------------------------------------------------------------------------------------------------------- start, end
 
 
 def start(args: Namespace, project: str) -> Run:
-    """Set up device, process group and seeds; the same call with and without torchrun. `open_log` follows once the data are known.
+    """Set up device, process group and seeds, with and without torchrun; `open_log` follows once the data are known.
 
     Mutates global state once: torch seeds and backend flags, signal handlers, the default process group.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rank, world_size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world_size, local = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 in the network; kernels of common switch it off for themselves
+        torch.set_float32_matmul_precision(
+            "high"
+        )  # TF32 in the network; kernels of common switch it off for themselves
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not args.deterministic
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=1))
-    run = Run(project, args.row, _plain(args), device, rank, world_size, Path(args.logs_dir), Path(args.results_dir), time.time())
+    run = Run(
+        project,
+        args.row,
+        _plain(args),
+        device,
+        rank,
+        world_size,
+        Path(args.logs_dir),
+        Path(args.results_dir),
+        time.time(),
+    )
     _seed(args.seed)  # the same on all ranks: they build equal models
     return run
 
 
 def open_log(run: Run, data_name: str) -> None:
-    """Name the run's folders after its data: <logs>/<project>/<data>/<row>/seed<k>, and the same under the results folder."""
+    """Name the run's folders after its data: <logs>/<project>/<data>/<row>/seed<k>, and the same for its result."""
     where = Path(run.project) / data_name / run.row
     run.args["data_name"] = data_name
     run.log_dir, run.results_dir = run.log_dir / where / f"seed{run.seed}", run.results_dir / where
     if run.main:
         run.log_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_temporary(run.log_dir)
-    barrier(run)
-    say(run, f"{run.project} {run.row} on {data_name}, seed {run.seed}: {run.world_size} process(es) on {run.device.type}; log in {run.log_dir}")
+    processes.barrier(run)
+    say(
+        run,
+        f"{run.project} {run.row} on {data_name}, seed {run.seed}: {run.world_size} process(es) on {run.device.type}; "
+        f"log in {run.log_dir}",
+    )
 
 
 def execute(main, args: Namespace) -> None:
-    """Call main(args); a known error ends the process with one sentence and status 1, its traceback in error.txt of the log folder."""
+    """Call main(args); a known error ends the process with one sentence and status 1 and leaves its traceback in a file."""
     try:
         main(args)
     except (ValueError, FileNotFoundError, OSError) as error:
@@ -207,59 +158,6 @@ def generator(run: Run, epoch: int, stream: int = 0) -> torch.Generator:
     return torch.Generator(run.device).manual_seed(int(state >> np.uint64(1)))
 
 
-# ------------------------------------------------------------------------------------------------------ several processes
-
-
-def barrier(run: Run) -> None:
-    if run.world_size > 1:
-        dist.barrier()
-
-
-@contextlib.contextmanager
-def rank_zero_first(run: Run):
-    """Rank 0 runs the block (writes a cache), then the others do (and find it)."""
-    if not run.main:
-        barrier(run)
-    yield
-    if run.main:
-        barrier(run)
-
-
-def gather(run: Run, tensor: torch.Tensor) -> torch.Tensor:
-    """(B, ...) of every rank -> (B * world_size, ...) on every rank, in rank order, without gradient; B must be equal."""
-    tensor = tensor.detach().contiguous()
-    if run.world_size == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(run.world_size)]
-    dist.all_gather(parts, tensor)
-    return torch.cat(parts)
-
-
-def broadcast(run: Run, tensor: torch.Tensor) -> torch.Tensor:
-    """Rank 0's values in every rank's tensor (mutated and returned)."""
-    if run.world_size > 1:
-        on_device = tensor.to(run.device)
-        dist.broadcast(on_device, 0)
-        tensor.copy_(on_device)
-    return tensor
-
-
-def sync_buffers(run: Run, model: torch.nn.Module) -> None:
-    """Give every rank rank 0's buffers (BatchNorm statistics), so that all ranks evaluate the same network."""
-    for buffer in model.buffers():
-        broadcast(run, buffer)
-
-
-def parallel(run: Run, model: torch.nn.Module) -> torch.nn.Module:
-    """The model, compiled if asked, in DistributedDataParallel if there are several processes. BatchNorm is never synchronised."""
-    if run.args["compile"]:
-        model = torch.compile(model)
-    if run.world_size == 1:
-        return model
-    ids = [run.device.index] if run.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
 # ------------------------------------------------------------------------------------------------------- optimiser step
 
 
@@ -271,9 +169,9 @@ def scaler(run: Run) -> torch.amp.GradScaler:
 def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.GradScaler, where: str) -> None:
     """One backward pass and one step of each optimiser.
 
-    The finiteness of the loss is agreed over all ranks and read on the host after the backward pass has been queued and before
-    the step, so that a GPU never runs dry for it. Raises: ValueError on every rank, with `where` and the learning rate, before
-    any parameter changes.
+    The finiteness of the loss is agreed over all ranks and read on the host after the backward pass has been queued and
+    before the step, so that a GPU never runs dry for it.
+    Raises: ValueError on every rank, with `where` and the learning rate, before any parameter changes.
     """
     finite = torch.isfinite(loss.detach()).to(torch.float32).reshape(1)
     if run.world_size > 1:
@@ -292,7 +190,10 @@ def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.
         done.synchronize()
     if finite.item() == 0:
         rate = optimizers[0].param_groups[0]["lr"]
-        raise ValueError(f"the loss is not finite at {where}, lr {rate:g}, on at least one process; no weight was changed; lower --lr or use --amp off")
+        raise ValueError(
+            f"the loss is not finite at {where}, lr {rate:g}, on at least one process; no weight was changed; "
+            "lower --lr or use --amp off"
+        )
     for optimizer in optimizers:
         grad_scaler.step(optimizer)
     grad_scaler.update()
@@ -305,14 +206,18 @@ def resume(run: Run, model, optimizer, scheduler, grad_scaler=None) -> int:
     """The epoch to start from: 0, or what the checkpoint named by --resume says; mutates all arguments accordingly.
 
     A fresh run saves its epoch 0 at once, so that a full disk shows before hours of training.
-    Raises: ValueError for an unreadable checkpoint, other method flags, or an unfinished run in the log folder without --resume.
+    Raises: ValueError for an unreadable checkpoint, other method flags, or without --resume an unfinished run in the
+        log folder.
     """
     newest = checkpoints.newest(run.log_dir)
     path = newest if run.args["resume"] == "auto" else Path(run.args["resume"]) if run.args["resume"] else None
     if path is None:
         if newest is not None and 0 < checkpoints.epoch_of(newest) < run.args["epochs"]:
-            raise ValueError(f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir}, or choose another --logs-dir")
-        barrier(run)  # nobody still looks at the old files
+            raise ValueError(
+                f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir}, "
+                "or choose another --logs-dir"
+            )
+        processes.barrier(run)  # nobody still looks at the old files
         if run.main:
             checkpoints.clear(run.log_dir)
             (run.log_dir / "log.jsonl").unlink(missing_ok=True)
@@ -334,23 +239,38 @@ def resume(run: Run, model, optimizer, scheduler, grad_scaler=None) -> int:
 
 def _same_method(run: Run, stored: dict, path: Path) -> None:
     now, before = ({k: v for k, v in a.items() if k not in RUN_FLAGS} for a in (run.args, stored))
-    wrong = [f"--{k.replace('_', '-')} {before.get(k)} -> {now.get(k)}" for k in sorted(now.keys() | before.keys()) if now.get(k) != before.get(k)]
+    wrong = [
+        f"--{k.replace('_', '-')} {before.get(k)} -> {now.get(k)}"
+        for k in sorted(now.keys() | before.keys())
+        if now.get(k) != before.get(k)
+    ]
     if wrong:
-        raise ValueError(f"{path} was written with other flags: {', '.join(wrong)}; use the same flags, or another --logs-dir for a new run")
+        raise ValueError(
+            f"{path} was written with other flags: {', '.join(wrong)}; use the same flags, or another --logs-dir for a "
+            "new run"
+        )
     for key in sorted(RUN_FLAGS - {"resume", "row"}):
         if run.args.get(key) != stored.get(key):
             say(run, f"note: --{key.replace('_', '-')} was {stored.get(key)} and is {run.args.get(key)} now")
 
 
 def save(run: Run, epoch: int, model, optimizer, scheduler, grad_scaler=None, stats: dict | None = None) -> None:
-    """Write the state after `epoch` finished epochs: first the log line, then the checkpoint, each whole or not at all (rank 0)."""
+    """Write the state after `epoch` epochs, on rank 0: the log line, then the checkpoint, whole or not at all."""
     if not run.main:
         return
     if stats is not None:
         records.append_log(run.log_dir / "log.jsonl", {"epoch": epoch, **stats})
-    state = {"schema": checkpoints.SCHEMA, "state_dict": bare(model).state_dict(), "optimizer": optimizer.state_dict(),
-             "scheduler": scheduler.state_dict(), "scaler": grad_scaler.state_dict() if grad_scaler is not None else {},
-             "epoch": epoch, "args": run.args, "extra": run.extra, "wall_s": run.spent + time.time() - run.started}
+    state = {
+        "schema": checkpoints.SCHEMA,
+        "state_dict": bare(model).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "scaler": grad_scaler.state_dict() if grad_scaler is not None else {},
+        "epoch": epoch,
+        "args": run.args,
+        "extra": run.extra,
+        "wall_s": run.spent + time.time() - run.started,
+    }
     checkpoints.write(run.log_dir, epoch, state)
 
 
@@ -361,8 +281,10 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def record(run: Run, metrics: dict, data: dict, protocol: dict, epoch: int | None = None, selection: str = "last") -> Path:
-    """Write the result file of a finished run (STYLE of the fields: results/README.md) and its log; returns the path (rank 0 writes).
+def record(
+    run: Run, metrics: dict, data: dict, protocol: dict, epoch: int | None = None, selection: str = "last"
+) -> Path:
+    """Write the result file of a finished run (fields: results/README.md) and its log on rank 0; returns the path.
 
     Args: metrics flat name -> number, retrieval metrics as fractions; data {name, kind, images, ids, cams, digest}.
     """
@@ -370,13 +292,34 @@ def record(run: Run, metrics: dict, data: dict, protocol: dict, epoch: int | Non
     if not run.main:
         return path
     gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
-    peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = {"schema": records.SCHEMA, "project": run.project, "row": run.row, "seed": run.seed, "command": _command(run),
-              "args": run.args, "git": records.git_state(ROOT), "metrics": {k: float(v) for k, v in metrics.items()}, "epoch": epoch,
-              "selection": selection, "protocol": protocol, "data": data,
-              "env": {**records.environment(), "gpu": gpu, "world_size": run.world_size, "amp": run.args.get("amp", "off"),
-                      "batch_per_gpu": run.args.get("batch_size", 0) // run.world_size or None},
-              "wall_s": round(run.spent + time.time() - run.started, 1), "peak_mib": round(peak, 1)}
+    peak = (
+        torch.cuda.max_memory_allocated(run.device) / 2**20
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+    result = {
+        "schema": records.SCHEMA,
+        "project": run.project,
+        "row": run.row,
+        "seed": run.seed,
+        "command": _command(run),
+        "args": {k: v for k, v in run.args.items() if k not in PLACES},
+        "git": records.git_state(ROOT),
+        "metrics": {k: float(v) for k, v in metrics.items()},
+        "epoch": epoch,
+        "selection": selection,
+        "protocol": {"dataset": data["name"], **protocol},
+        "data": data,
+        "env": {
+            **records.environment(),
+            "gpu": gpu,
+            "world_size": run.world_size,
+            "amp": run.args.get("amp", "off"),
+            "batch_per_gpu": run.args.get("batch_size", 0) // run.world_size or None,
+        },
+        "wall_s": round(run.spent + time.time() - run.started, 1),
+        "peak_mib": round(peak, 1),
+    }
     records.write_result(path, result, run.log_dir / "log.jsonl")
     return path
 

@@ -41,17 +41,23 @@ def flip(images: Tensor, flags: Tensor) -> Tensor:
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor | None = None) -> Tensor:
     """Images (B, C, H, W) padded by pad zeros a side and cropped to H x W at (top, left), each (B,) int64 in 0..2*pad.
 
-    flags (B,) bool mirrors before the padding. A crop is H runs of W neighbours in memory: one selection of rows
-    among all runs.
+    flags (B,) bool mirrors before the padding.
     """
-    batch, channels, height, width = images.shape
-    image = torch.arange(batch, device=images.device) if flags is None else mirrored(flags)
-    source = images if flags is None else torch.cat([images, images.flip(-1)])
-    padded = F.pad(source.contiguous(), (pad, pad, pad, pad))
-    plane = image[:, None] * channels + torch.arange(channels, device=images.device)  # (B, C)
-    row = plane[:, :, None] * padded.shape[2] + top[:, None, None] + torch.arange(height, device=images.device)
-    start = row * padded.shape[3] + left[:, None, None]  # (B, C, H)
-    runs = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))  # every run of W values, overlapping
+    images = images if flags is None else flip(images, flags)
+    _, channels, height, width = images.shape
+    group = max(1, (2 ** 31 - 1) // (channels * (height + 2 * pad) * (width + 2 * pad) * width))  # torch is slow above
+    parts = [pick_runs(F.pad(some.contiguous(), (pad, pad, pad, pad)), y, x, height, width)
+             for some, y, x in zip(images.split(group), top.split(group), left.split(group))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def pick_runs(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Crops (B, C, height, width) of contiguous images: H runs of W neighbours in memory, picked among all runs there are."""
+    batch, channels, rows, columns = padded.shape
+    plane = torch.arange(batch * channels, device=padded.device).view(batch, channels, 1)
+    row = plane * rows + top[:, None, None] + torch.arange(height, device=padded.device)
+    start = row * columns + left[:, None, None]  # (B, C, H) position of the first pixel
+    runs = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))  # overlapping rows, no copy
     return runs.index_select(0, start.view(-1)).view(batch, channels, height, width)
 
 

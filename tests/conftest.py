@@ -17,17 +17,21 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
 
 
 def write_market(root: Path, train_ids: int = 8, test_ids: int = 4, seed: int = 0) -> Path:
-    """A miniature of Market-1501's layout under root/market1501: 6 images of every person from 2 cameras, told apart by coloured stripes."""
+    """A miniature of Market-1501's layout under root/market1501: 6 images a person, 2 cameras, coloured stripes."""
     draw = np.random.default_rng(seed)
     base = root / "market1501"
     for pid in range(1, train_ids + test_ids + 1):
         stripes = draw.integers(0, 256, (4, 1, 3))
         for n in range(6):
             camera = n // 3 + 1
-            picture = np.repeat(np.repeat(stripes, 16, 0), 32, 1) * (0.8 + 0.2 * camera / 2) + draw.normal(0, 12, (64, 32, 3))
+            picture = np.repeat(np.repeat(stripes, 16, 0), 32, 1) * (0.8 + 0.2 * camera / 2) + draw.normal(
+                0, 12, (64, 32, 3)
+            )
             folder = "bounding_box_train" if pid <= train_ids else "query" if n % 3 == 0 else "bounding_box_test"
             (base / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(base / folder / f"{pid:04d}_c{camera}s1_{n:06d}_01.jpg", quality=95)
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
+                base / folder / f"{pid:04d}_c{camera}s1_{n:06d}_01.jpg", quality=95
+            )
     return root
 
 
@@ -37,13 +41,22 @@ def market_dir(tmp_path_factory) -> Path:
     return write_market(tmp_path_factory.mktemp("data"))
 
 
-TINY = ["--weights", "none", "--backbone", "resnet18", "--height", "64", "--width", "32", "--batch-size", "16", "--num-instances", "4",
-        "--k1", "6", "--iters", "2", "--bn-groups", "2", "--workers", "1"]  # fmt: skip
+TINY = (
+    "--weights none --backbone resnet18 --height 64 --width 32 --batch-size 16 --num-instances 4 --k1 6 --iters 2 "
+    "--bn-groups 2 --workers 1"
+).split()
 
 
 def script(*command, launcher=PYTHON, cwd=ROOT, timeout=240, **environment) -> subprocess.CompletedProcess:
     """Run one of the repository's scripts in a process of its own, one thread, no network."""
-    return subprocess.run([*launcher, *map(str, command)], cwd=cwd, timeout=timeout, capture_output=True, text=True, env=child_environment(**environment))
+    return subprocess.run(
+        [*launcher, *map(str, command)],
+        cwd=cwd,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        env=child_environment(**environment),
+    )
 
 
 def child_environment(**more) -> dict:

@@ -18,8 +18,17 @@ FORK = multiprocessing.get_context("fork")
 
 
 def state(epoch, size=200_000):
-    return {"schema": checkpoints.SCHEMA, "state_dict": {"w": torch.full((size,), float(epoch))}, "optimizer": {}, "scheduler": {}, "scaler": {},
-            "epoch": epoch, "args": {"lr": 0.1, "name": "x"}, "extra": {"before": {"mAP": 0.5}}, "wall_s": 1.5}
+    return {
+        "schema": checkpoints.SCHEMA,
+        "state_dict": {"w": torch.full((size,), float(epoch))},
+        "optimizer": {},
+        "scheduler": {},
+        "scaler": {},
+        "epoch": epoch,
+        "args": {"lr": 0.1, "name": "x"},
+        "extra": {"before": {"mAP": 0.5}},
+        "wall_s": 1.5,
+    }
 
 
 def save_forever(folder):
@@ -40,7 +49,9 @@ def test_kill_during_save_keeps_last_checkpoint(tmp_path):
         child.join()
         newest = checkpoints.newest(tmp_path)
         content = checkpoints.read(newest)
-        assert content["epoch"] == checkpoints.epoch_of(newest) and (content["state_dict"]["w"] == content["epoch"]).all()
+        assert (
+            content["epoch"] == checkpoints.epoch_of(newest) and (content["state_dict"]["w"] == content["epoch"]).all()
+        )
     checkpoints.remove_temporary(tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -48,7 +59,9 @@ def test_kill_during_save_keeps_last_checkpoint(tmp_path):
 def full_disk(folder, queue):
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the kernel refuses to write more, as a full disk does
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, 100_000)
+    )  # the kernel refuses to write more, as a full disk does
     try:
         checkpoints.write(folder, 2, state(2))
     except OSError as error:
@@ -78,8 +91,12 @@ def test_damaged_checkpoint_is_named_with_the_previous_one(tmp_path, damage):
     for epoch in (1, 2):
         path = checkpoints.write(tmp_path, epoch, state(epoch))
     content = path.read_bytes()
-    path.write_bytes({"cut": content[: len(content) // 2], "noise": random.Random(0).randbytes(5000), "empty": b""}[damage])
-    with pytest.raises(ValueError, match=r"checkpoint_0002.pt is not a readable.*previous one is .*checkpoint_0001.pt.*--resume"):
+    path.write_bytes(
+        {"cut": content[: len(content) // 2], "noise": random.Random(0).randbytes(5000), "empty": b""}[damage]
+    )
+    with pytest.raises(
+        ValueError, match=r"checkpoint_0002.pt is not a readable.*previous one is .*checkpoint_0001.pt.*--resume"
+    ):
         checkpoints.read(path)
 
 
@@ -113,7 +130,18 @@ def test_no_code_runs_from_a_checkpoint(tmp_path):
 def test_weights_that_do_not_fit_are_all_listed():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     good = model.state_dict()
-    checkpoints.fit(model, {f"module._orig_mod.{k}": v for k, v in good.items()}, "file")  # wrappers' prefixes are accepted
-    wrong = {"0.weight": torch.zeros(2, 4), "0.bias": good["0.bias"], "1.weight": good["1.weight"], "head.bias": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"file does not fit.*1 missing: 1.bias; 1 unexpected: head.bias; 1 of another shape: 0.weight \(2, 4\) instead of \(2, 3\)"):
+    checkpoints.fit(
+        model, {f"module._orig_mod.{k}": v for k, v in good.items()}, "file"
+    )  # wrappers' prefixes are accepted
+    wrong = {
+        "0.weight": torch.zeros(2, 4),
+        "0.bias": good["0.bias"],
+        "1.weight": good["1.weight"],
+        "head.bias": torch.zeros(1),
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"file does not fit.*1 missing: 1.bias; 1 unexpected: head.bias; "
+        r"1 of another shape: 0.weight \(2, 4\) instead of \(2, 3\)",
+    ):
         checkpoints.fit(model, wrong, "file")

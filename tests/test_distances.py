@@ -139,12 +139,13 @@ def test_features_that_are_not_finite_are_named_with_their_rows(bad):
 
 def test_precision_settings_are_overridden_inside_and_restored_after():
     x = random_features(70, 256, 15)
-    exact = distances.pairwise(x, x)
+    exact, near = distances.pairwise(x, x), distances.knn(x, 5)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(distances.pairwise(x, x), exact)
+            assert torch.equal(distances.knn(x, 5)[1], near[1])
             assert (x @ x.T).dtype == torch.bfloat16
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -11,7 +11,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from common import runtime
+from common import processes, runtime
 parser = ArgumentParser()
 runtime.add_run_flags(parser)
 args = parser.parse_args([])
@@ -26,8 +26,10 @@ def program(tmp_path, body):
 
 
 def test_nan_on_one_rank_stops_all_before_any_weight_changes(tmp_path):
-    path = program(tmp_path, f"""
-        args.logs_dir = {str(tmp_path / 'logs')!r}
+    path = program(
+        tmp_path,
+        f"""
+        args.logs_dir = {str(tmp_path / "logs")!r}
         def main(args):
             run = runtime.start(args, "p")
             model = torch.nn.Linear(2, 1)
@@ -40,7 +42,8 @@ def test_nan_on_one_rank_stops_all_before_any_weight_changes(tmp_path):
                 print(f"rank {{run.rank}} unchanged {{torch.equal(before, model.weight)}}", flush=True)
                 raise
         runtime.execute(main, args)
-        """)
+        """,
+    )
     done = script(path, launcher=TORCHRUN)
     assert done.returncode != 0
     assert "epoch 3, step 7, lr 0.25" in done.stderr
@@ -48,15 +51,18 @@ def test_nan_on_one_rank_stops_all_before_any_weight_changes(tmp_path):
 
 
 def test_failure_on_one_rank_ends_the_job(tmp_path):
-    path = program(tmp_path, f"""
-        args.logs_dir = {str(tmp_path / 'logs')!r}
+    path = program(
+        tmp_path,
+        f"""
+        args.logs_dir = {str(tmp_path / "logs")!r}
         def main(args):
             run = runtime.start(args, "p")
             if run.rank == 1:
                 raise ValueError("rank one gives up")
-            runtime.gather(run, torch.ones(1))
+            processes.gather(run, torch.ones(1))
         runtime.execute(main, args)
-        """)
+        """,
+    )
     done = script(path, launcher=TORCHRUN, timeout=60)
     assert done.returncode != 0 and "error: rank one gives up" in done.stderr
 
@@ -65,15 +71,34 @@ def test_one_and_two_processes_train_and_evaluate(market_dir, tmp_path):
     metrics = []
     for name, launcher in (("one", PYTHON), ("two", TORCHRUN)):
         out = tmp_path / name
-        done = script(ROOT / "aff_scl/train.py", "--data-dir", market_dir, *TINY, "--epochs", 1, "--logs-dir", out / "logs", "--results-dir", out / "results", launcher=launcher)
+        done = script(
+            ROOT / "aff_scl/train.py",
+            "--data-dir",
+            market_dir,
+            *TINY,
+            "--epochs",
+            1,
+            "--logs-dir",
+            out / "logs",
+            "--results-dir",
+            out / "results",
+            launcher=launcher,
+        )
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads(next((out / "results").rglob("seed0.json")).read_text())["metrics"])
-    for key in ("before.mAP", "before.rank1", "before.rank10", "before.mINP"):  # the same weights: the same numbers, whoever extracts what
+    for key in (
+        "before.mAP",
+        "before.rank1",
+        "before.rank10",
+        "before.mINP",
+    ):  # the same weights: the same numbers, whoever extracts what
         assert metrics[0][key] == metrics[1][key]
 
 
 def test_memories_are_equal_on_all_ranks(tmp_path):
-    path = program(tmp_path, """
+    path = program(
+        tmp_path,
+        """
         import torch.nn.functional as F
         from aff_scl.losses import Memory
         run = runtime.start(args, "p")
@@ -82,21 +107,23 @@ def test_memories_are_equal_on_all_ranks(tmp_path):
         for _ in range(5):
             q, y = F.normalize(torch.randn(12, 8, generator=draw)), torch.arange(3).repeat_interleave(4) + 2
             own = slice(6 * run.rank, 6 * run.rank + 6)
-            memory.update(runtime.gather(run, q[own]), runtime.gather(run, y[own]))
-        both = runtime.gather(run, torch.cat([memory.means, memory.hards])[None])
+            memory.update(processes.gather(run, q[own]), processes.gather(run, y[own]))
+        both = processes.gather(run, torch.cat([memory.means, memory.hards])[None])
         if run.main:
             print("equal", torch.equal(both[0], both[1]))
         torch.distributed.destroy_process_group()
-        """)
+        """,
+    )
     done = script(path, launcher=TORCHRUN)
     assert "equal True" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
 def test_restarted_job_ends_where_the_quiet_one_does(market_dir, tmp_path):
-    """torchrun --max-restarts: rank 1 dies once after epoch 1; the second life resumes and ends with the same numbers."""
+    """torchrun --max-restarts: rank 1 dies once after epoch 1; the second life resumes and ends with equal numbers."""
     crash = tmp_path / "crash.py"
-    crash.write_text(textwrap.dedent(f"""
+    crash.write_text(
+        textwrap.dedent(f"""
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
         from aff_scl import train
@@ -104,17 +131,33 @@ def test_restarted_job_ends_where_the_quiet_one_does(market_dir, tmp_path):
         args = train.parse_args()
         original = runtime.seed_epoch
         def fragile(run, epoch):
-            if epoch == 1 and run.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ.get("CRASH"):
+            first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+            if os.environ.get("CRASH") and first_life and epoch == 1 and run.rank == 1:
                 os._exit(3)
             original(run, epoch)
         runtime.seed_epoch = fragile
         runtime.execute(train.main, args)
-        """))
+        """)
+    )
     metrics = []
     for name, crashes in (("quiet", ""), ("crashed", "1")):
         out = tmp_path / name
         launcher = [*TORCHRUN, "--max-restarts=1"]
-        done = script(crash, "--data-dir", market_dir, *TINY, "--epochs", 2, "--logs-dir", out / "logs", "--results-dir", out / "results", "--resume", launcher=launcher, CRASH=crashes)
+        done = script(
+            crash,
+            "--data-dir",
+            market_dir,
+            *TINY,
+            "--epochs",
+            2,
+            "--logs-dir",
+            out / "logs",
+            "--results-dir",
+            out / "results",
+            "--resume",
+            launcher=launcher,
+            CRASH=crashes,
+        )
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads(next((out / "results").rglob("seed0.json")).read_text())["metrics"])
     assert metrics[0] == metrics[1]

@@ -1,6 +1,7 @@
 """common.synthetic: determinism, layouts and counts, atomic writing, and companions that agree with the image."""
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def dressed(key: int) -> tuple[people.Identity, people.Outfit]:
 
 
 def shot(identity, outfit, view=View(), key=0, **options) -> render.Rendered:
-    return render.person(identity, outfit, view, camera(np.random.default_rng(77)), np.random.default_rng(key), **options)
+    eye = camera(np.random.default_rng(77))
+    return render.person(identity, outfit, view, eye, np.random.default_rng(key), **options)
 
 
 def test_same_seed_gives_same_bytes_for_any_number_of_workers(tmp_path):
@@ -80,16 +82,27 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     draw, calls = layouts.draw, []
 
     def failing(name, item, seed):
-        calls.append(item)
+        calls.append((tmp_path / layouts.ROOTS["market"]).exists())
         if len(calls) == 5:
             raise KeyboardInterrupt
         return draw(name, item, seed)
     monkeypatch.setattr(layouts, "draw", failing)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write("market", tmp_path, workers=1)
-    assert len(calls) == 5
+    assert calls == [False] * 5  # nothing under the final name while it writes
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not (tmp_path / layouts.ROOTS["market"]).exists()
+
+
+def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    folder = tmp_path / "market1501"
+    dead, alive = (folder / f".Market-1501-v15.09.15.{platform.node()}.{pid}.tmp" for pid in (done.pid, 1))
+    dead.mkdir(parents=True)
+    alive.mkdir()
+    synthetic.write("market", tmp_path, workers=1)
+    assert not dead.exists() and alive.exists()
 
 
 @pytest.mark.parametrize("name, size, seed, message", [("markt", "small", 0, "choose from market"),
@@ -103,7 +116,8 @@ def test_wrong_arguments_are_named(tmp_path, name, size, seed, message):
 def test_command_line_explains_wrong_names_in_one_line(tmp_path):
     for words in (["nobody", "--out", str(tmp_path)], ["market", "--out", str(tmp_path), "--size", "huge"],
                   ["sheet", "--out", str(tmp_path / "sheet.txt")]):
-        done = subprocess.run([sys.executable, "-m", "common.synthetic", *words], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "common.synthetic", *words], cwd=ROOT, capture_output=True,
+                              text=True)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
@@ -128,7 +142,8 @@ def test_full_plan_has_the_published_counts(name):
     test = {item.person for item in items if ("test" if name == "msmt17" else "query") in item.path}
     assert (len(train), len(test)) == PEOPLE[name] and not train & test
     if name == "market":
-        labels = Counter(Path(item.path).name.split("_")[0] for item in items if item.path.startswith("bounding_box_test"))
+        gallery = [Path(item.path).name for item in items if item.path.startswith("bounding_box_test")]
+        labels = Counter(path.split("_")[0] for path in gallery)
         assert (labels["0000"], labels["-1"], len(labels)) == (2798, 3819, 752)
     if name == "duke":
         assert len({item.person for item in items if item.path.startswith("bounding_box_test")}) == 1110
@@ -181,8 +196,9 @@ def test_shapes_and_types_are_as_documented():
 def test_seen_key_points_lie_on_their_own_parts():
     upper, bags = {4, 7, 17}, {16}
     legs = {5, 6, 7, 4, 12, 13, 9, 10}
-    belongs = {"nose": {11, 3, 2}, "eye": {11, 3, 2, 1}, "ear": {11, 2, 1, 3}, "shoulder": upper | {14, 15, 11, 2} | bags,
-               "elbow": upper | {14, 15}, "wrist": upper | {14, 15}, "hip": upper | legs | {8} | bags, "knee": legs,
+    belongs = {"nose": {11, 3, 2}, "eye": {11, 3, 2, 1}, "ear": {11, 2, 1, 3},
+               "shoulder": upper | {14, 15, 11, 2} | bags, "elbow": upper | {14, 15},
+               "wrist": upper | {14, 15}, "hip": upper | legs | {8} | bags, "knee": legs,
                "ankle": legs}
     wrong = seen = 0
     for key in range(40):
@@ -241,8 +257,8 @@ def test_change_of_clothes_keeps_hair_face_and_shoes():
 def test_infrared_and_thermal_do_not_know_garment_colours():
     for key in range(6):
         identity, outfit = dressed(20 + key)
-        dyed = outfit._replace(**{part: getattr(outfit, part)._replace(colour=(0.9, 0.1, 0.2), second=(0.1, 0.9, 0.3),
-                                                                     pattern="checks") for part in ("upper", "inner", "lower")})
+        dyed = outfit._replace(**{part: getattr(outfit, part)._replace(
+            colour=(0.9, 0.1, 0.2), second=(0.1, 0.9, 0.3), pattern="checks") for part in ("upper", "inner", "lower")})
         one, two = shot(identity, outfit), shot(identity, dyed)
         assert not np.array_equal(one.image, two.image)
         assert np.array_equal(one.infrared, two.infrared) and np.array_equal(one.thermal, two.thermal)
@@ -275,8 +291,8 @@ def test_cut_off_boxes_mark_key_points_outside():
 def test_openpose_points_are_coco_points_in_order_with_a_neck():
     coco = np.stack([np.arange(17.0), np.arange(17.0) * 2, np.full(17, 2.0)], 1)
     points = render.openpose(coco)
-    names = ("nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee "
-             "right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear").split()
+    names = ("nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip "
+             "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear").split()
     for name, point in zip(names, points):
         expected = coco[5] / 2 + coco[6] / 2 if name == "neck" else coco[body.COCO.index(name)]
         assert np.array_equal(point, expected)

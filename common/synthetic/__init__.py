@@ -3,12 +3,14 @@
     from common import synthetic
     root = synthetic.write("market", "data/synthetic-small", size="small")
 
-`identity`, `pose`, `body`, `garments`, `canvas` draw a person; `scene`, `camera`, `infrared`, `render` make the picture and
-its companions; `layouts` says what to draw for a data set; this module draws it in parallel and moves it into place.
+`identity`, `pose`, `body`, `garments`, `canvas` draw a person; `scene`, `camera`, `infrared`, `render` make the picture
+and its companions; `layouts` says what to draw for a data set; this module draws it in parallel and moves it into
+place.
 """
 
 import json
 import os
+import platform
 import shutil
 from functools import partial
 from multiprocessing import get_context
@@ -43,7 +45,9 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
         return root
     if root.exists() and _stamp(root) is None and any(root.iterdir()):
         raise FileExistsError(f"{root} holds data that are not synthetic; choose another directory")
-    draft = root.parent / f".{root.name}.{os.getpid()}.tmp"
+    prefix = f".{root.name}.{platform.node()}"
+    _sweep(root.parent, prefix)
+    draft = root.parent / f"{prefix}.{os.getpid()}.tmp"
     try:
         _fill(draft, name, size, seed, workers)
         for folder in (draft, *(draft / part for part in ("labeled", "detected") if (draft / part).is_dir())):
@@ -64,6 +68,17 @@ def _stamp(root: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def _sweep(folder: Path, prefix: str) -> None:
+    """Removes drafts of processes of this machine that were killed while they wrote."""
+    for draft in sorted(folder.glob(f"{prefix}.*.tmp")):
+        try:
+            os.kill(int(draft.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(draft, ignore_errors=True)
+        except PermissionError:  # alive, somebody else's
+            continue
+
+
 def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> None:
     items, texts = layouts.plan(name, size, seed)
     for folder in sorted({str(Path(item.path).parent) for item in items}):
@@ -71,14 +86,15 @@ def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> 
     for path, text in texts.items():
         (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_text(text)
-    job, count = partial(_save, draft, name, seed), workers or os.cpu_count() or 1
+    job, count = partial(_save, draft, name, seed), workers or min(os.cpu_count() or 1, 1 + len(items) // 128)
+    chunk = max(1, min(32, len(items) // (4 * count)))
     with tqdm(total=len(items), desc=f"synthetic {name} ({size})", unit="image", disable=None) as bar:
         if count == 1:
             for item in items:
                 bar.update(job(item))
             return
         with get_context("spawn").Pool(count, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            for done in pool.imap_unordered(job, items, chunksize=32):
+            for done in pool.imap_unordered(job, items, chunksize=chunk):
                 bar.update(done)
 
 

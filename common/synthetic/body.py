@@ -32,7 +32,6 @@ class Figure:
         self.depth = {n: p[2] - self.body[n][1] * sin(view.pitch) for n, p in zip(names, placed)}
         self.foot, self.head_yaw = foot, view.yaw + view.head_yaw
         self.facing = cos(view.yaw)
-        self.hemmed = outfit.upper.cut in ("coat", "dress")
 
     def place(self, x: float, y: float, z: float) -> tuple[float, float]:
         """Pixels of a point of the body frame, in statures."""
@@ -214,8 +213,9 @@ class Figure:
             return Surface(tint, label, material, garments.folds(upper, u, v * 0.2) * 0.95)
         back = self.place(0.0, 0.832, 0.012 if scarf else -0.028)
         widths = self.around([0.040, 0.052, 0.046], [0.044, 0.056, 0.05])
-        self.canvas.tube(np.array(back) - (0, 0.018 * self.size), np.array(back) + (0, 0.018 * self.size), widths, paint,
-                         TRUNK, caps=(0.012 * self.size, 0.012 * self.size), arc=0.25 if self.facing > 0 else 0.1)
+        half = np.array([0, 0.018 * self.size])
+        self.canvas.tube(np.array(back) - half, np.array(back) + half, widths, paint, TRUNK,
+                         caps=(0.012 * self.size, 0.012 * self.size), arc=0.25 if self.facing > 0 else 0.1)
 
     def head_axes(self) -> tuple[float, float]:
         lateral, fore = 0.70 * self.person.head, 0.84 * self.person.head
@@ -295,8 +295,8 @@ class Figure:
         for shift in (-0.5, 0.5):
             self.canvas.tube((x, y), (x + shift * widths[0], y + 0.055 * size), np.array([0.005, 0.005]) * size, strap,
                              BAG_PART)
-        self.canvas.tube((x, y + 0.055 * size), (x, y + 0.145 * size), widths, garments.bag(self.person, 0.35), BAG_PART,
-                         caps=(0.008 * size,) * 2, square=True)
+        self.canvas.tube((x, y + 0.055 * size), (x, y + 0.145 * size), widths, garments.bag(self.person, 0.35),
+                         BAG_PART, caps=(0.008 * size,) * 2, square=True)
 
     def keypoints(self) -> np.ndarray:
         """(17, 3) float64 in canvas pixels: x, y, 2 if seen, else 1. Seen = the joint's own part is what is drawn."""

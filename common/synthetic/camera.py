@@ -63,7 +63,8 @@ def look(source: Camera, track: np.random.Generator, frame: np.random.Generator,
     arms = tuple(str(track.choice(["swing", "pocket", "phone", "carry"], p=(0.74, 0.10, 0.06, 0.10))) for _ in "lr")
     phase, step = track.uniform(0, 2 * pi), track.uniform(0.35, 0.9)
     place, drift = track.uniform(0.02, 0.98, 2), track.normal(0, 0.012)
-    head_yaw, exposure, zoom = track.normal(0, 0.22), exp(track.normal(0, 0.07 * CAMERA_STRENGTH)), track.uniform(0.8, 1.3)
+    head_yaw, zoom = track.normal(0, 0.22), track.uniform(0.8, 1.3)
+    exposure = exp(track.normal(0, 0.07 * CAMERA_STRENGTH))
     loose, clutter = track.uniform(0.0, 0.045), track.random() < source.clutter
     kind = str(track.choice(["pole", "bicycle", "box", "person"]))
     company, viewpoint = track.random() < 0.08, int(track.integers(len(source.scenes)))
@@ -79,9 +80,9 @@ def look(source: Camera, track: np.random.Generator, frame: np.random.Generator,
     )
 
 
-def expose(image: np.ndarray, source: Camera, exposure: float, size: tuple[int, int], rng: np.random.Generator,
+def expose(image: np.ndarray, source: Camera, exposure: float, size: tuple[int, int], rng: np.random.Generator
            ) -> np.ndarray:
-    """What `source` records of the float32 `image` (h, w, 3) in [0, 1]: uint8 (height, width, 3), size = (width, height)."""
+    """What `source` records of float32 image (h, w, 3) in [0, 1]: uint8 (height, width, 3), size (width, height)."""
     width, height = size
     sensed = (max(int(width * source.resolution), 8), max(int(height * source.resolution), 16))
     small = cv2.resize(image, sensed, interpolation=cv2.INTER_AREA)

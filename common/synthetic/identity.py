@@ -47,7 +47,7 @@ class Garment(NamedTuple):
     cut: str  # tshirt | shirt | jacket | coat | hoodie | dress | trousers | leggings | shorts | skirt
     colour: Colour
     second: Colour  # of stripes, checks, blocks, prints, trims
-    pattern: str  # plain | stripes | checks | block | print | raglan | vertical
+    pattern: str  # plain | stripes | vertical | checks | block | print | raglan | side
     period: float  # of the pattern, as a share of the stature
     fabric: int
     loose: float  # added half-width, as a share of the stature
@@ -146,8 +146,9 @@ def _lower(rng: np.random.Generator, woman: bool) -> Garment:
     cut = _choose(rng, {"trousers": 6, "leggings": 1.5 * woman, "shorts": 1.6, "skirt": 2.0 * woman})
     length = {"trousers": (0.97, 1.0), "leggings": (0.85, 1.0), "shorts": (0.34, 0.52), "skirt": (0.34, 0.8)}[cut]
     return Garment(cut=cut, colour=_pick(rng, LEGWEAR), second=_pick(rng, CLOTH),
-                   pattern=_choose(rng, {"plain": 8, "checks": 0.7, "side": 0.9}), period=float(rng.uniform(0.03, 0.06)),
-                   fabric=int(rng.integers(5)), loose=0.001 if cut == "leggings" else float(rng.uniform(0.004, 0.014)),
+                   pattern=_choose(rng, {"plain": 8, "checks": 0.7, "side": 0.9}),
+                   period=float(rng.uniform(0.03, 0.06)), fabric=int(rng.integers(5)),
+                   loose=0.001 if cut == "leggings" else float(rng.uniform(0.004, 0.014)),
                    length=float(rng.uniform(*length)), seed=int(rng.integers(2**31)))
 
 

@@ -90,27 +90,33 @@ def _split(rng: np.random.Generator, count: Count, first: int = 1) -> tuple[np.n
     return np.sort(order[:count.train_ids]), np.sort(order[count.train_ids:])
 
 
-def _frames(pid: int, camid: int, number: int) -> list[tuple[int, int]]:
+def _frames(number: int) -> list[tuple[int, int]]:
     """(walk, frame) of the images of a pair."""
     return [(index // BURST, index % BURST) for index in range(number)]
 
 
+def _folders(name, rng: np.random.Generator, count: Count, cameras: int, high: int) -> tuple[list[Item], np.ndarray]:
+    """Items of bounding_box_train, query and bounding_box_test, and the test pids; name(pid, camid, walk, frame)."""
+    train_pids, test_pids = _split(rng, count)
+    train = _pairs(rng, train_pids, cameras, count.train_pairs, count.train, 1, high)
+    test = _pairs(rng, test_pids, cameras, count.query, count.gallery + count.query, 2, high)
+    items = []
+    for rows, folder in ((train, "bounding_box_train"), (test, "bounding_box_test")):
+        for pid, camid, number in rows:
+            chosen = int(rng.integers(number)) if rows is test else -1
+            for index, (walk, frame) in enumerate(_frames(number)):
+                path = f"{'query' if index == chosen else folder}/{name(pid, camid, walk, frame)}"
+                items.append(Item(path, pid, camid, walk, frame))
+    return items, test_pids
+
+
 def market(count: Count, rng: np.random.Generator) -> list[Item]:
     """Market-1501: `0002_c1s1_000451_03.jpg` = pid, camera, sequence, frame, box; pid 0000 distractor, -1 junk."""
-    def name(folder: str, pid: int, camid: int, walk: int, frame: int) -> str:
+    def name(pid: int, camid: int, walk: int, frame: int) -> str:
         start = (pid * 7919 + walk * 4523 + camid * 977) % 90000
-        label = "-1" if pid < 0 else f"{pid:04d}"
-        return f"{folder}/{label}_c{camid + 1}s{1 + (pid + walk) % 6}_{start + 25 * frame:06d}_{1 + frame % 4:02d}.jpg"
+        return f"{pid:04d}_c{camid + 1}s{1 + (pid + walk) % 6}_{start + 25 * frame:06d}_{1 + frame % 4:02d}.jpg"
 
-    train_pids, test_pids = _split(rng, count)
-    items = []
-    for pid, camid, number in _pairs(rng, train_pids, 6, count.train_pairs, count.train, 1, 16):
-        items += [Item(name("bounding_box_train", pid, camid, w, f), pid, camid, w, f) for w, f in _frames(pid, camid, number)]
-    for pid, camid, number in _pairs(rng, test_pids, 6, count.query, count.gallery + count.query, 2, 16):
-        chosen = int(rng.integers(number))
-        for index, (w, f) in enumerate(_frames(pid, camid, number)):
-            folder = "query" if index == chosen else "bounding_box_test"
-            items.append(Item(name(folder, pid, camid, w, f), pid, camid, w, f))
+    items, test_pids = _folders(name, rng, count, 6, 16)
     top = count.train_ids + count.test_ids + 1
     for index in range(count.distractors):
         camid, kind = int(rng.integers(6)), "empty" if rng.random() < 0.4 else "stray"
@@ -124,29 +130,22 @@ def market(count: Count, rng: np.random.Generator) -> list[Item]:
 
 
 def duke(count: Count, rng: np.random.Generator) -> list[Item]:
-    """DukeMTMC-reID: `0005_c2_f0046985.jpg` = pid, camera, frame; distractors are 408 further people, one camera each."""
-    def name(folder: str, pid: int, camid: int, walk: int, frame: int) -> str:
-        return f"{folder}/{pid:04d}_c{camid + 1}_f{(pid * 7919 + walk * 4523 + camid * 977) % 400000 + 60 * frame:07d}.jpg"
+    """DukeMTMC-reID: `0005_c2_f0046985.jpg` = pid, camera, frame; distractors are 408 more people, one camera each."""
+    def name(pid: int, camid: int, walk: int, frame: int) -> str:
+        return f"{pid:04d}_c{camid + 1}_f{(pid * 7919 + walk * 4523 + camid * 977) % 400000 + 60 * frame:07d}.jpg"
 
-    train_pids, test_pids = _split(rng, count)
-    items = []
-    for pid, camid, number in _pairs(rng, train_pids, 8, count.train_pairs, count.train, 1, 24):
-        items += [Item(name("bounding_box_train", pid, camid, w, f), pid, camid, w, f) for w, f in _frames(pid, camid, number)]
-    for pid, camid, number in _pairs(rng, test_pids, 8, count.query, count.gallery + count.query, 2, 24):
-        chosen = int(rng.integers(number))
-        for index, (w, f) in enumerate(_frames(pid, camid, number)):
-            folder = "query" if index == chosen else "bounding_box_test"
-            items.append(Item(name(folder, pid, camid, w, f), pid, camid, w, f))
+    items, _ = _folders(name, rng, count, 8, 24)
     others = 408 if count.test_ids == 702 else 10
     first = count.train_ids + count.test_ids + 1
     for index, number in enumerate(spread(rng, count.distractors, others, 1, 24)):
         pid, camid = first + index, int(rng.integers(8))
-        items += [Item(name("bounding_box_test", pid, camid, w, f), pid, camid, w, f) for w, f in _frames(pid, camid, int(number))]
+        for walk, frame in _frames(int(number)):
+            items.append(Item(f"bounding_box_test/{name(pid, camid, walk, frame)}", pid, camid, walk, frame))
     return items
 
 
 def msmt17(count: Count, rng: np.random.Generator) -> list[Item]:
-    """MSMT17 V1: `train/0000/0000_000_01_0303morning_0008_1.jpg` = pid, image, camera, time, frame, box; lists beside."""
+    """MSMT17 V1: `train/0000/0000_000_01_0303morning_0008_1.jpg` = pid, image, camera, time, frame, box."""
     def name(part: str, pid: int, camid: int, image: int, walk: int, frame: int) -> str:
         clock = f"{(101, 303, 505, 707)[(pid + walk) % 4]:04d}{('morning', 'noon', 'afternoon')[walk % 3]}"
         stamp = (pid * 31 + walk * 457) % 9000 + frame
@@ -158,7 +157,7 @@ def msmt17(count: Count, rng: np.random.Generator) -> list[Item]:
         first, image, last = 0 if part == "train" else count.train_ids, 0, -1
         for pid, camid, number in _pairs(rng, np.arange(ids), 15, pairs, images, low, 40):
             image = image if pid == last else 0
-            for w, f in _frames(pid, camid, number):
+            for w, f in _frames(number):
                 items.append(Item(name(part, pid, camid, image, w, f), first + pid, camid, w, f))
                 image, last = image + 1, pid
     return items
@@ -184,7 +183,7 @@ def msmt17_lists(items: list[Item], rng: np.random.Generator) -> dict[str, str]:
 
 
 def cuhk03(count: Count, rng: np.random.Generator) -> list[Item]:
-    """CUHK03, new protocol: `labeled` (tight boxes) and `detected` (jittered) hold `0001_c1_1.png` = pid, camera, image.
+    """CUHK03, new protocol: `labeled` (tight boxes) and `detected` (jittered), `0001_c1_1.png` = pid, camera, image.
 
     Images 1 to 5 of a person come from the first camera of a pair, 6 to 10 from the second; there are five such pairs.
     """

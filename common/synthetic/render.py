@@ -18,9 +18,9 @@ from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 class Rendered(NamedTuple):
     """A box of H x W pixels.
 
-    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into canvas.LABELS (ATR); keypoints float32 (17, 3): x, y in
-    pixels and 0 outside the box, 1 hidden, 2 seen (COCO order, body.COCO); infrared and thermal uint8 (H, W), or None if
-    not asked for.
+    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into canvas.LABELS (ATR); keypoints float32 (17, 3): x, y
+    in pixels and 0 outside the box, 1 hidden, 2 seen (COCO order, body.COCO); infrared and thermal uint8 (H, W), or
+    None if not asked for.
     """
 
     image: np.ndarray
@@ -31,7 +31,7 @@ class Rendered(NamedTuple):
 
 
 class _Layers:
-    """The picture while it grows: colour (h, w, 3), infrared, temperature float32, and a mask of what hides the person."""
+    """The growing picture: colour (h, w, 3), infrared, temperature float32, and a mask of what hides the person."""
 
     def __init__(self, view: View, source: Camera, height: int, width: int, companions: bool):
         self.height, self.width, self.companions = height, width, companions
@@ -44,14 +44,15 @@ class _Layers:
             return cv2.resize(layer[y:y + high, x:x + wide], (width, height), interpolation=cv2.INTER_LINEAR)
         self.colour = cut(backdrop.image).astype(np.float32) * np.float32(1 / 255)
         self.infrared = cut(backdrop.infrared).astype(np.float32) * np.float32(1 / 255) if companions else None
-        self.temperature = cut(backdrop.temperature) if companions else None
+        self.temperature = cut(backdrop.temperature.astype(np.float32)) if companions else None
         self.hidden = np.zeros((height, width), bool)
 
     def shadow(self, x: float, y: float, radius: float, light: tuple[float, float, float]) -> None:
         """Darkens the ground around (x, y) and away from the light."""
-        rows = slice(max(int(y - 0.6 * radius), 0), max(min(int(y + 0.3 * radius), self.height), 0))
+        first, last = max(int(y - 0.6 * radius), 0), max(min(int(y + 0.3 * radius), self.height), 0)
+        rows = slice(first, max(last, first))
         xs = (np.arange(self.width, dtype=np.float32)[None] - np.float32(x)) / np.float32(radius)
-        ys = (np.arange(rows.start, max(rows.stop, rows.start), dtype=np.float32)[:, None] - np.float32(y)) / np.float32(radius)
+        ys = (np.arange(first, rows.stop, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(radius)
         along = xs * np.float32(-np.sign(light[0]) / 1.4)
         near = np.exp(-(xs / 0.55) ** 2) * np.exp(-(ys / 0.13) ** 2)
         cast = np.exp(-((ys + 0.35 * along) / 0.11) ** 2) * ((along > 0) * np.exp(-(along * 1.6) ** 2))
@@ -127,7 +128,8 @@ def _frame(identity: Identity, view: View, height: int, width: int) -> tuple[flo
     return unit, (width * (0.5 + view.centre) - 0.7 * middle * unit, view.top * height - high * unit)
 
 
-def _stranger(layers: _Layers, view: View, unit: float, foot: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def _stranger(layers: _Layers, view: View, unit: float, foot: tuple[float, float], rng: np.random.Generator
+              ) -> np.ndarray:
     """Draws somebody else; returns the mask (h, w)."""
     identity = people.identity(rng)
     outfit = people.outfit(identity, rng)
@@ -143,8 +145,8 @@ def _occlude(layers: _Layers, view: View, unit: float, foot: tuple[float, float]
         return
     if view.occluder == "person":
         side = rng.choice([-1, 1]) * rng.uniform(0.14, 0.34)
-        layers.hidden |= _stranger(layers, view, unit * 1.06, (foot[0] + side * unit, foot[1] + rng.uniform(0.02, 0.3) * unit),
-                                   rng)
+        place = (foot[0] + side * unit, foot[1] + rng.uniform(0.02, 0.3) * unit)
+        layers.hidden |= _stranger(layers, view, unit * 1.06, place, rng)
         return
     board = np.full((layers.height, layers.width, 3), -1, np.float32)
     tint = rng.uniform(0.1, 0.75) + rng.normal(0, 0.06, 3)
@@ -166,7 +168,7 @@ def _occlude(layers: _Layers, view: View, unit: float, foot: tuple[float, float]
 
 
 def openpose(keypoints: np.ndarray) -> np.ndarray:
-    """The 18 OpenPose points (18, 3) of 17 COCO points (17, 3): COCO in another order, and the neck between the shoulders."""
+    """The OpenPose points (18, 3) of COCO points (17, 3): another order, and a neck between the shoulders."""
     left, right = keypoints[5], keypoints[6]
     neck = np.array([*(0.5 * (left[:2] + right[:2])), min(left[2], right[2])], keypoints.dtype)
     order = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]

@@ -14,13 +14,14 @@ from common.synthetic.canvas import LABELS
 from common.synthetic.layouts import generator
 
 HEIGHT, WIDTH, COLUMNS = 144, 72, 12
-BONES = ((5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16), (0, 5), (0, 6))
+BONES = ((5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
+         (0, 5), (0, 6))
 
 
 def palette() -> np.ndarray:
     """(18, 3) uint8: a colour for each parsing label, black for the background."""
-    rows = [(0.0, 0.0, 0.0)] + [colorsys.hsv_to_rgb(i * 0.382 % 1, 0.75, 1.0 - 0.3 * (i % 2)) for i in range(1, len(LABELS))]
-    return (np.array(rows) * 255).astype(np.uint8)
+    rows = [colorsys.hsv_to_rgb(i * 0.382 % 1, 0.75, 1.0 - 0.3 * (i % 2)) for i in range(len(LABELS))]
+    return (np.array(rows) * (np.arange(len(LABELS)) > 0)[:, None] * 255).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -32,7 +33,8 @@ def overlay(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
             cv2.line(out, place[one], place[two], (255, 210, 60), 1, cv2.LINE_AA)
     for point, seen in zip(place, keypoints[:, 2]):
         if seen:
-            cv2.circle(out, point, 2, (60, 255, 90) if seen == 2 else (255, 70, 60), -1 if seen == 2 else 1, cv2.LINE_AA)
+            colour, thickness = ((60, 255, 90), -1) if seen == 2 else ((255, 70, 60), 1)
+            cv2.circle(out, point, 2, colour, thickness, cv2.LINE_AA)
     return out
 
 
@@ -77,7 +79,8 @@ def _turning(seed: int) -> np.ndarray:
     """One person from twelve directions."""
     identity = _person(seed, 4)._replace(bag="backpack")
     outfit = people.outfit(identity, generator(seed, 92, 4))
-    return np.hstack([_plain(seed, identity, outfit, column * 2 * pi / COLUMNS, column).image for column in range(COLUMNS)])
+    return np.hstack([_plain(seed, identity, outfit, column * 2 * pi / COLUMNS, column).image
+                      for column in range(COLUMNS)])
 
 
 def _clothes(seed: int) -> np.ndarray:

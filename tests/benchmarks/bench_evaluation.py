@@ -11,7 +11,6 @@ so that matches lie anywhere in the list. `junk` adds the 3,819 pid -1 boxes of 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,13 +47,20 @@ def peak_mib(call, device: str) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak; Linux only
+    before = resident_mib("VmRSS")
     call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return resident_mib("VmHWM") - before
+
+
+def resident_mib(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 2**10
 
 
 def peak_mib_of_new_process(script: str, arguments: list[str]) -> float:
-    """`script --peak` prints its own peak_mib; a fresh process has no earlier peak to hide behind."""
+    """`script --peak` prints its own peak_mib; a fresh process holds no freed memory that a call could reuse unseen."""
     out = subprocess.run([sys.executable, script, "--peak", *arguments], capture_output=True, text=True, check=True)
     return float(out.stdout.split()[-1])
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/synthetic_difficulty.py --data-dir data/synthetic-small [--seed 0] [--epochs 30]
 
 Prints mAP and rank-1 (Market rule) of (a) an HSV histogram in six stripes, (b) ResNet-18 and ResNet-50 with random
-weights, (c) ResNet-18 trained with labels from scratch on the CPU; and, for untrained ResNet-50 features of the training
-set, the share of images whose nearest neighbour is the same person within one camera and over all cameras.
+weights, (c) ResNet-18 trained with labels from scratch on the CPU; and, for untrained features of the training set, the
+share of images whose nearest neighbour is the same person: in one camera, anywhere, in other cameras.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def load(root: Path, folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def histogram(images: np.ndarray) -> np.ndarray:
     """(N, 6 * 128) float32 unit rows: roots of HSV histograms (8 x 4 x 4 bins) in six horizontal stripes.
 
-    Columns are weighted by a Gaussian around the middle of the box, as usual for hand-made features, against background.
+    Columns are weighted by a Gaussian around the middle of the box, against background, as usual in hand-made features.
     """
     rows, mask = [], np.exp(-((np.arange(64) - 31.5) / 16) ** 2)
     for image in images:
@@ -63,7 +63,8 @@ def metrics(query: tuple, gallery: tuple) -> tuple[float, float]:
 def tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 (N, H, W, 3) -> normalised float32 (N, 3, H, W)."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return ((torch.from_numpy(np.ascontiguousarray(images)).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    scaled = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+    return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.inference_mode()
@@ -109,15 +110,16 @@ def train(images: np.ndarray, pids: np.ndarray, epochs: int, seed: int) -> torch
     """ResNet-18 from scratch: 16 people x 4 images, cross entropy + batch-hard triplet, flip, shift, erasing, gains."""
     torch.manual_seed(seed)
     rng, (classes, labels) = np.random.default_rng(seed), np.unique(pids, return_inverse=True)
-    model, head = backbone("resnet18"), torch.nn.Sequential(torch.nn.BatchNorm1d(512), torch.nn.Linear(512, len(classes)))
+    model = backbone("resnet18")
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(512), torch.nn.Linear(512, len(classes)))
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, 7e-4, weight_decay=5e-3)
     steps = epochs * 12
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.25)
     model.train()
     for _ in range(steps):
-        people = rng.choice(len(classes), 16, replace=False)
-        rows = np.concatenate([rng.choice(np.flatnonzero(labels == p), 4, replace=(labels == p).sum() < 4) for p in people])
+        people = [np.flatnonzero(labels == person) for person in rng.choice(len(classes), 16, replace=False)]
+        rows = np.concatenate([rng.choice(own, 4, replace=len(own) < 4) for own in people])
         batch, y = augment(tensor(images[rows]), rng), torch.from_numpy(labels[rows])
         feats = model(batch)
         loss = F.cross_entropy(head(feats), y, label_smoothing=0.1) + batch_hard(feats, y)
@@ -161,13 +163,13 @@ def main() -> None:
     for name in ("resnet18", "resnet50"):
         torch.manual_seed(args.seed)
         model = backbone(name)
-        report(f"(b) {name}, untrained", lambda x: extract(model, x))
-        print("    nearest neighbour is the same person: in one camera {:.2f}, anywhere {:.2f}, in other cameras {:.2f}".format(
-            *neighbours(extract(model, images), pids, camids)), flush=True)
-        standardise(model, images)
-        report(f"(b) {name}, untrained, batch statistics", lambda x: extract(model, x))
-        print("    nearest neighbour is the same person: in one camera {:.2f}, anywhere {:.2f}, in other cameras {:.2f}".format(
-            *neighbours(extract(model, images), pids, camids)), flush=True)
+        for state in ("untrained", "untrained, batch statistics"):
+            if "statistics" in state:
+                standardise(model, images)
+            report(f"(b) {name}, {state}", lambda x: extract(model, x))
+            shares = neighbours(extract(model, images), pids, camids)
+            one, anywhere, other = shares
+            print(f"    nearest is same pid: {one:.2f} in one camera, {anywhere:.2f} anywhere, {other:.2f} in others")
     if args.epochs:
         start = time.perf_counter()
         model = train(images, pids, args.epochs, args.seed)

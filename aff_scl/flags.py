@@ -1,0 +1,111 @@
+"""The flags of aff_scl/train.py. Defaults are the paper's main setting; where the paper gives none, help says so."""
+
+from argparse import ArgumentParser, Namespace
+
+from common import runtime
+
+VARIANTS = {  # rare switches of the decision table in README.md: allowed values, or a number; the default comes first
+    "gate": ("sigmoid", "softmax"),
+    "post": ("bn", "relu", "none"),
+    "pool": ("avg", "gem"),
+    "casam_reduction": 256,
+    "cam_reduction": 16,
+    "momentum": 0.1,
+    "k2": 6,
+    "min_samples": 4,
+    "hard_ref": ("mean", "hard"),
+    "hard_init": ("mean", "hardest"),
+    "camera": ("on", "off"),
+    "dsbn": ("on", "off"),
+}
+SUPERVISED = {"bn_groups": 1, "batch_size": 64, "num_instances": 4, "epochs": 120}  # Table 7
+UNSUPERVISED = {"bn_groups": 2, "batch_size": 128, "num_instances": 8, "epochs": 60}  # sec. 4.2
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(
+        prog="aff_scl/train.py", description="Train AFF_SCL; defaults are the paper's main setting.", allow_abbrev=False
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
+    add("--source", help="labelled source data set of --mode uda")
+    add("--height", type=int, default=256, help="pixels")
+    add("--width", type=int, default=128, help="pixels")
+    add = parser.add_argument_group("method").add_argument
+    add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
+    add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
+    add("--backbone", default="resnet50", help="a torchvision ResNet; resnet18 for small machines")
+    add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
+    add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
+    add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
+    add("--loss", choices=["scl", "mean", "hard", "ce_tri"], default="scl", help="Table 4: total; one term; baseline")
+    add("--lambda1", type=float, default=0.75, help="weight of the hard-sample loss, Eq. (8)")
+    add("--lambda2", type=float, default=0.25, help="weight of the mean-feature loss, Eq. (8)")
+    add("--lb", choices=["logits", "logits_pos", "memory", "none"], default="logits", help="balance loss, Eq. (14)")
+    add("--tau", type=float, default=0.05, help="temperature, Eqs. (7)-(11); paper silent")
+    add("--eps", type=float, help="DBSCAN radius (default: 0.70 for duke, else 0.65; Figure 4)")
+    add("--k1", type=int, default=30, help="neighbours of the Jaccard distance, sec. 4.2")
+    add("--bn-groups", type=int, help="chunks of a batch with BN statistics of their own (default: 2 GPUs; sup: 1)")
+    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare switches: " + ", ".join(VARIANTS))
+    add = parser.add_argument_group("optimiser").add_argument
+    add("-b", "--batch-size", type=int, help="images a step over all processes (default: 128; sup: 64)")
+    add("--num-instances", type=int, help="images of an identity in a batch, K (default: 8; sup: 4)")
+    add("--epochs", type=int, help="default: 60; sup: 120")
+    add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
+    add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every third of the epochs; sup: warm-up, then 1/3, 7/12")
+    add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
+    runtime.add_run_flags(parser)
+    return runtime.parse(parser, "aff_scl", argv, complete)
+
+
+def complete(args: Namespace) -> Namespace:
+    """Fill in the defaults that depend on the mode; raises ValueError for flags that do not fit together."""
+    for name, value in (SUPERVISED if args.mode == "sup" else UNSUPERVISED).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.eps is None:
+        args.eps = 0.70 if args.dataset.startswith("duke") else 0.65
+    if args.iters is None and args.mode != "sup":
+        args.iters = 200 if args.batch_size >= 256 else 400
+    args.variant = sorted(args.variant)
+    variants(args)
+    check(args)
+    return args
+
+
+def check(args: Namespace) -> None:
+    """Raises ValueError, one sentence, for flags that do not fit together."""
+    if (args.mode == "uda") != bool(args.source):
+        raise ValueError("--mode uda needs --source NAME, and only it takes one")
+    if args.loss == "ce_tri" and args.mode != "usl":
+        raise ValueError("--loss ce_tri is the baseline of Table 4 and goes with --mode usl")
+    if args.neck == "none" and args.mode != "sup":
+        raise ValueError("--neck none is a row of Table 7 and goes with --mode sup")
+    if args.epochs < 1 or (args.iters is not None and args.iters < 1):
+        raise ValueError("--epochs and --iters must be at least 1, or nothing would be trained")
+    if args.num_instances < 2 or args.batch_size % args.num_instances:
+        near = max(1, args.batch_size // max(2, args.num_instances)) * max(2, args.num_instances)
+        raise ValueError(
+            f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} >= 2; "
+            f"nearest: {near}"
+        )
+    ids = args.batch_size // args.num_instances
+    if ids < 2 or args.bn_groups < 1 or ids % args.bn_groups:
+        raise ValueError(
+            f"a batch of {args.batch_size} holds {ids} identities x {args.num_instances}; it needs two or more, "
+            f"and --bn-groups {args.bn_groups} must divide them"
+        )
+
+
+def variants(args: Namespace) -> dict:
+    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
+    chosen = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in VARIANTS.items()}
+    for item in args.variant:
+        key, _, value = item.partition("=")
+        rule = VARIANTS.get(key)
+        try:
+            chosen[key] = rule[rule.index(value)] if isinstance(rule, tuple) else type(rule)(value)
+        except (ValueError, TypeError) as error:
+            known = ", ".join(f"{k}={'|'.join(v) if isinstance(v, tuple) else v}" for k, v in VARIANTS.items())
+            raise ValueError(f"--variant {item} is unknown; known are {known}") from error
+    return chosen

@@ -1,0 +1,101 @@
+"""Flags that mean the same in every script, and the rows of experiments.yaml that set their defaults."""
+
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+
+from common import records
+
+ROOT = Path(__file__).resolve().parents[1]
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Add the flags that mean the same in every script: where data, logs and results are, and how to execute."""
+    data = parser.add_argument_group("data location")
+    data.add_argument("--data-dir", default="data", help="folder that holds the data sets (README, Datasets)")
+    data.add_argument(
+        "--synthetic", choices=["small", "full"], help="write and use synthetic people instead of real data"
+    )
+    data.add_argument(
+        "--cache",
+        choices=["disk", "device", "off"],
+        default="disk",
+        help="decoded images: memory-mapped, on the device, or decoded per batch",
+    )
+    data.add_argument("--cache-dir", help="where decoded images are kept (default: .reid_cache beside the data)")
+    data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
+    run = parser.add_argument_group("run")
+    run.add_argument("--row", help="row of experiments.yaml that sets the defaults; explicit flags win")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--logs-dir", default=str(ROOT / "logs"), help="checkpoints and logs")
+    run.add_argument("--results-dir", default=str(ROOT / "results"), help="result files")
+    run.add_argument(
+        "--resume", nargs="?", const="auto", help="continue: the newest checkpoint of this run, or the one given"
+    )
+    run.add_argument("--weights", default="imagenet", help="imagenet (downloaded by torchvision), none, or a file")
+    run.add_argument("--amp", choices=list(AMP_DTYPES), default="off", help="autocast precision of the network")
+    run.add_argument("--compile", action="store_true", help="torch.compile the network")
+    run.add_argument(
+        "--deterministic", action="store_true", help="deterministic CUDA kernels (the CPU is deterministic anyway)"
+    )
+
+
+# These may differ between the lives of one run; every other flag is part of the method.
+RUN_FLAGS = {
+    "data_dir",
+    "cache",
+    "cache_dir",
+    "workers",
+    "row",
+    "logs_dir",
+    "results_dir",
+    "resume",
+    "compile",
+    "deterministic",
+}
+
+
+PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files
+
+
+def method_flags(args: dict) -> dict:
+    """The flags that define a training, without seed and without the choice of synthetic data."""
+    return {k: v for k, v in args.items() if k not in RUN_FLAGS and k not in ("seed", "synthetic", "script")}
+
+
+def parse(parser: ArgumentParser, project: str, argv: list[str] | None = None, complete=None) -> Namespace:
+    """Parse argv with the defaults of `--row`; `complete(args)` fills in defaults that depend on other flags.
+
+    A run whose method flags equal a row's takes that row's name, any other, also a row with changed flags, is
+    `custom-<hash>`.
+    Exits with status 2 and one sentence for unknown rows and flags.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    complete = complete or (lambda args: args)
+    rows = records.load_rows(ROOT / project)
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--row")
+    name = finder.parse_known_args(argv)[0].row
+    if name is not None and name not in rows:
+        parser.error(records.unknown_row(project, name, rows))
+    script = Path(parser.prog).name
+    defaults = shlex.split(rows[name].get("args", "")) if name else []
+    try:
+        args = complete(parser.parse_args(defaults + argv))
+    except ValueError as error:
+        parser.error(str(error))
+    args.row = _row_of(parser, complete, args, {k: r for k, r in rows.items() if r.get("script", "train.py") == script})
+    return args
+
+
+def _row_of(parser, complete, args, rows) -> str:
+    """The row whose method flags are those of args, --row's first, so that no row's result comes from other flags."""
+    wanted = method_flags(vars(args))
+    for name in sorted(rows, key=lambda name: name != args.row):
+        if method_flags(vars(complete(parser.parse_args(shlex.split(rows[name].get("args", "")))))) == wanted:
+            return name
+    return f"custom-{records.digest(wanted)}"

@@ -1,0 +1,59 @@
+"""Several processes under torchrun: order, gathering, broadcasting, the wrapped model. All of it also works with one.
+
+`run` is a runtime.Run; only its rank, world_size, device and args are read.
+"""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+
+
+def barrier(run) -> None:
+    if run.world_size > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def rank_zero_first(run):
+    """Rank 0 runs the block (writes a cache), then the others do (and find it)."""
+    if not run.main:
+        barrier(run)
+    yield
+    if run.main:
+        barrier(run)
+
+
+def gather(run, tensor: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of every rank -> (B * world_size, ...) on every rank, in rank order, no gradient; B must be equal."""
+    tensor = tensor.detach().contiguous()
+    if run.world_size == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(run.world_size)]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def broadcast(run, tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's values in every rank's tensor (mutated and returned)."""
+    if run.world_size > 1:
+        on_device = tensor.to(run.device)
+        dist.broadcast(on_device, 0)
+        tensor.copy_(on_device)
+    return tensor
+
+
+def sync_buffers(run, model: torch.nn.Module) -> None:
+    """Give every rank rank 0's buffers (BatchNorm statistics), so that all ranks evaluate the same network."""
+    for buffer in model.buffers():
+        broadcast(run, buffer)
+
+
+def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
+    """The model, compiled if asked, in DistributedDataParallel if there are several ranks; BatchNorm stays per rank."""
+    if run.args["compile"]:
+        model = torch.compile(model)
+    if run.world_size == 1:
+        return model
+    ids = [run.device.index] if run.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

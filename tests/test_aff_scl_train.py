@@ -1,0 +1,139 @@
+"""aff_scl/train.py and test.py end to end on a miniature Market-1501, every mode, and one clear sentence for bad input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, TINY, script, write_market
+from PIL import Image
+
+from aff_scl import test as aff_test
+from aff_scl import train
+
+MODES = {
+    "usl": [],
+    "ce_tri": ["--loss", "ce_tri"],
+    "mean": ["--loss", "mean"],
+    "uda": ["--mode", "uda", "--source", "duke"],
+    "uda_shared_bn": ["--mode", "uda", "--source", "duke", "--variant", "dsbn=off"],
+    "sup": ["--mode", "sup", "--bn-groups", "1"],
+    "bf16": ["--amp", "bf16", "--cache", "off", "--lb", "memory"],
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(market_dir, tmp_path_factory):
+    """The miniature Market-1501 and, as `duke`, another with other people."""
+    base = tmp_path_factory.mktemp("two")
+    shutil.copytree(market_dir / "market1501", base / "market1501")
+    duke = base / "DukeMTMC-reID"
+    shutil.copytree(write_market(tmp_path_factory.mktemp("source"), seed=1) / "market1501", duke)
+    for file in sorted(duke.rglob("*.jpg")):
+        pid, camera, frame, _ = file.stem.split("_")
+        file.rename(file.with_name(f"{pid}_{camera[:2]}_f{frame}.jpg"))
+    return base
+
+
+def run(data_dir, out, *flags, epochs=2):
+    """One training in this process; returns result file and log lines."""
+    places = ["--data-dir", str(data_dir), "--logs-dir", str(out / "logs"), "--results-dir", str(out / "results")]
+    train.main(train.parse_args([*TINY, "--epochs", str(epochs), *places, *map(str, flags)]))
+    (result,) = (out / "results").rglob("seed0.json")
+    log = result.with_suffix(".log.jsonl").read_text().splitlines()
+    return json.loads(result.read_text()), [json.loads(line) for line in log]
+
+
+@pytest.mark.filterwarnings("ignore:market|duke")
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_trains_evaluates_and_records(data_dir, tmp_path, mode):
+    result, log = run(data_dir, tmp_path, *MODES[mode])
+    assert [line["epoch"] for line in log] == [1, 2] and all(line["loss"] > 0 for line in log)
+    assert 0 <= result["metrics"]["mAP"] <= 1 and result["epoch"] == 2 and result["selection"] == "last"
+    assert result["data"]["kind"] == "real" and result["data"]["images"] == 72 and result["data"]["ids"] == 12
+    assert not any(str(tmp_path) in str(value) for value in result["args"].values())
+
+
+@pytest.mark.filterwarnings("ignore:market")
+def test_unsupervised_training_never_looks_at_pids(data_dir, tmp_path):
+    """The same images under other training pids give the same weights."""
+    other = tmp_path / "data" / "market1501"
+    shutil.copytree(data_dir / "market1501", other)
+    for number, file in enumerate(sorted((other / "bounding_box_train").iterdir())):  # a pid for every image, same order
+        file.rename(file.with_name(f"{900 + number:04d}_{file.name.split('_', 1)[1]}"))
+    _, log = run(data_dir, tmp_path / "a", epochs=1)
+    _, renamed = run(tmp_path / "data", tmp_path / "b", epochs=1)
+    assert log == renamed
+
+
+@pytest.mark.filterwarnings("ignore:market")
+def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws(data_dir, tmp_path, capsys):
+    result, _ = run(data_dir, tmp_path, epochs=1)
+    (checkpoint,) = (tmp_path / "logs").rglob("checkpoint_0001.pt")
+    flags = ["--checkpoint", str(checkpoint.parent), "--out", str(tmp_path / "pictures"), "--heat-maps", "2", "-j", "1"]
+    arguments = aff_test.parse_args([*flags, "--re-rank", "--against", str(checkpoint)])
+    capsys.readouterr()
+    aff_test.main(arguments)
+    printed = capsys.readouterr().out
+    assert f"mAP {100 * result['metrics']['mAP']:.1f}, rank-1 {100 * result['metrics']['rank1']:.1f}" in printed
+    for name in ("cmc.png", "rank_list.png", "heat_maps.png"):
+        assert Image.open(tmp_path / "pictures" / name).size[0] > 100
+
+
+def test_parts_of_the_schedule():
+    args = train.parse_args(["--mode", "sup", "--epochs", "120"])
+    factor = train.warmup_steps(args.epochs)
+    assert factor(0) == pytest.approx(0.01) and factor(10) == 1 and factor(39) == 1
+    assert factor(40) == pytest.approx(0.1) and factor(70) == pytest.approx(0.01)
+
+
+def test_clusters_that_cannot_be_contrasted_are_an_error_with_the_remedy():
+    run_ = train.Namespace(main=True, world_size=1)
+    args = train.parse_args(["--k1", "5", "--eps", "0.05"])
+    feats = torch.nn.functional.normalize(torch.randn(40, 64, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match=r"0 cluster\(s\) and 40 outliers in 40 .* --eps 0.05 --k1 5.*raise --eps"):
+        train.cluster(feats, args, run_)
+    same = torch.nn.functional.normalize(torch.ones(40, 8))
+    with pytest.raises(ValueError, match=r"1 cluster\(s\).*lower --eps"):
+        train.cluster(same, args, run_)
+    with pytest.raises(ValueError, match="NaN"):
+        train.cluster(torch.full((40, 8), torch.nan), args, run_)
+
+
+BAD_FLAGS = {
+    "unknown row": (["--row", "table5/lambda1=0.3"], "no row table5/lambda1=0.3 in aff_scl/experiments.yaml; close: table5"),
+    "unknown flag": (["--lambda3", "1"], "unrecognized arguments: --lambda3"),
+    "batch": (["--batch-size", "100"], "no multiple of --num-instances 8 >= 2; nearest: 96"),
+    "chunks": (["--bn-groups", "3"], "--bn-groups 3 must divide"),
+    "no steps": (["--iters", "0"], "at least 1, or nothing would be trained"),
+    "variant": (["--variant", "gate=relu"], "--variant gate=relu is unknown; known are gate=sigmoid|softmax"),
+    "source": (["--mode", "uda"], "--mode uda needs --source NAME"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags_are_refused_before_anything_is_read(case, capsys):
+    flags, sentence = BAD_FLAGS[case]
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(flags)
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:market")
+def test_bad_data_and_weights_are_one_sentence_and_leave_nothing(data_dir, tmp_path):
+    places = ["--logs-dir", tmp_path / "logs", "--results-dir", tmp_path / "results"]
+    script_path = ROOT / "aff_scl" / "train.py"
+    missing = script(script_path, "--data-dir", tmp_path / "none", *places, cwd=tmp_path)
+    assert missing.returncode == 1 and missing.stderr.count("\n") == 1
+    assert "bounding_box_train" in missing.stderr and "python -m common.synthetic market" in missing.stderr
+    broken = tmp_path / "data" / "market1501"
+    shutil.copytree(data_dir / "market1501", broken)
+    file = sorted((broken / "bounding_box_train").iterdir())[3]
+    file.write_bytes(file.read_bytes()[:200])
+    cut = script(script_path, "--data-dir", tmp_path / "data", *TINY, *places)
+    assert cut.returncode == 1 and file.name in cut.stderr
+    weights = tmp_path / "weights.pt"
+    torch.save({"layer1.0.conv1.weight": torch.zeros(2)}, weights)
+    unfit = script(script_path, "--data-dir", data_dir, *TINY, "--weights", weights, *places)
+    assert unfit.returncode == 1 and "missing" in unfit.stderr and str(weights) in unfit.stderr
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.tmp"))
