@@ -48,13 +48,15 @@ class CorruptedStore(images.ImageStore):
     """
 
     def __init__(self, store: images.ImageStore, repetition: int, seed: int = 0, types: tuple = corruptions.BENCH20,
-                 severity: int = 0):
+                 severity: int = 0, index: np.ndarray | None = None):
         shape = (store.channels, store.height, store.width)
-        super().__init__(store.paths, shape, store.interpolation, "off", store.device, None)
+        self.index = np.arange(len(store)) if index is None else index  # these images only, by their number in the store
+        super().__init__([store.paths[i] for i in self.index], shape, store.interpolation, "off", store.device, None)
         self.store, self.key, self.types, self.severity = store, (seed, repetition), types, severity
 
     def decode(self, index: int) -> np.ndarray:
-        rng = np.random.default_rng(np.random.SeedSequence([*self.key, int(index)]))
+        index = int(self.index[index])
+        rng = np.random.default_rng(np.random.SeedSequence([*self.key, index]))
         name = self.types[int(rng.integers(len(self.types)))]
         severity = self.severity or int(rng.integers(1, 6))
         pixels = self.store.gather(np.array([index]))[0].permute(1, 2, 0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Stages `robust` (sec. II-A) and `align` (sec. II-B): contrastive pre-training, and the baselines SimCLR, BYOL, MoCo."""
+"""Stages `robust` (sec. II-A) and `align` (sec. II-B): contrastive pre-training; baselines SimCLR, BYOL, MoCo."""
 
 import math
 import time
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from common import evaluation, images, inputs, runtime, transforms
+from common import evaluation, images, inputs, processes, runtime, transforms
 from dapg import device_corruptions, losses, noise, trunk
 from dapg.data import open_store, subset
 from dapg.model import BYOL, Contrast, SimCLR, checksum, gather_with_gradient, queue_size, world
@@ -36,7 +36,7 @@ class Views:
 
 
 def channel_enhancement(x: Tensor, generator: torch.Generator) -> Tensor:
-    """CAJ's rule on uint8 images: red, green or blue in all channels with probability 1/4 each; else grey or unchanged."""
+    """CAJ's rule on uint8 images: red, green or blue in all channels with probability 1/4 each, else grey or as is."""
     draw = torch.floor(transforms.uniform(generator, (len(x),)) * 4).long()
     grey = (transforms.to_grey(x.float()) + 0.5).to(torch.uint8).expand_as(x)
     other = torch.where((transforms.uniform(generator, (len(x),)) < 0.5).view(-1, 1, 1, 1), grey, x)
@@ -64,7 +64,7 @@ def group_images(args, pixels, views, rng, generator, types) -> tuple[Tensor, Te
 
 
 def objective(args, z: Tensor, k: Tensor | None, queue: Tensor | None, which: Tensor) -> tuple[Tensor, dict]:
-    """The loss of --loss for z (V, B, D) of x_q (and x_1, x_2, x_mix) and keys k (P, B, D); returns it and its parts."""
+    """The loss of --loss for z (V, B, D) of x_q (x_1, x_2, x_mix) and keys k (P, B, D); returns it and its parts."""
     q = z[0]
     if args.negatives == "batch":
         k = z[1:]
@@ -197,14 +197,15 @@ def build(args, run, count: int):
     else:
         optimizer = torch.optim.SGD(weights, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
     steps = steps_per_epoch(args, count)
+    warmup = min(args.settings["warmup"], args.epochs / 2)
     rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: trunk.cosine((step + 1) / steps, args.epochs, min(args.settings["warmup"], args.epochs / 2)))
-    return runtime.parallel(run, model), optimizer, rate
+        optimizer, lambda step: trunk.cosine((step + 1) / steps, args.epochs, warmup))
+    return processes.parallel(run, model), optimizer, rate
 
 
 def steps_per_epoch(args, count: int) -> int:
     if count < args.batch_size:
-        raise ValueError(f"{count} images cannot fill a batch of {args.batch_size}; lower --batch-size to at most {count}")
+        raise ValueError(f"{count} images cannot fill a batch of {args.batch_size}; lower --batch-size to {count} or less")
     return min(count // args.batch_size, args.iters or count)
 
 
@@ -212,7 +213,7 @@ def epoch_batches(args, run, count: int, epoch: int) -> np.ndarray:
     """This rank's indices (steps, B / world size): a part of each global batch of the epoch's permutation."""
     if args.batch_size % run.world_size:
         near = args.batch_size // run.world_size * run.world_size
-        raise ValueError(f"--batch-size {args.batch_size} does not split over {run.world_size} processes; nearest {near}")
+        raise ValueError(f"--batch-size {args.batch_size} does not split over {run.world_size} processes; use {near}")
     steps = steps_per_epoch(args, count)
     order = np.random.default_rng([args.seed, epoch]).permutation(count)[:steps * args.batch_size]
     return order.reshape(steps, run.world_size, -1)[:, run.rank]
@@ -223,16 +224,17 @@ def train_one_epoch(run, args, step: Step, optimizer, scheduler, grad_scaler, st
     model, batches = step.model.train(), epoch_batches(args, run, count, step.epoch)
     totals, began, before = {}, time.time(), step.epoch * len(batches)
     stream = images.batches(store, batches, run.device, workers=args.workers)
-    bar = tqdm(stream, total=len(batches), desc=f"epoch {step.epoch + 1}", leave=False, disable=None if run.main else True)
+    title = f"epoch {step.epoch + 1}"
+    bar = tqdm(stream, total=len(batches), desc=title, leave=False, disable=None if run.main else True)
     for i, (pixels, indices) in enumerate(bar):
         loss, parts = step(pixels, indices, before + i)
-        runtime.step(run, loss, [optimizer], grad_scaler, f"epoch {step.epoch + 1}, step {i + 1}")
+        runtime.step(run, loss, [optimizer], grad_scaler, f"{title}, step {i + 1}")
         scheduler.step()
         step.after()
         for name, value in {"loss": loss.detach(), **parts}.items():
             totals[name] = totals.get(name, 0) + value
         monitor.see(float(parts["spread"]), before + i)  # the step has waited for the loss already
-    runtime.sync_buffers(run, runtime.bare(model)) if not isinstance(runtime.bare(model), Contrast) else agree(run, model)
+    agree(run, runtime.bare(model))
     means = {name: float(value) / len(batches) for name, value in totals.items()}
     rate = len(batches) * args.batch_size / (time.time() - began)
     runtime.say(run, f"epoch {step.epoch + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
@@ -241,15 +243,12 @@ def train_one_epoch(run, args, step: Step, optimizer, scheduler, grad_scaler, st
 
 
 def agree(run, model) -> None:
-    """Give all ranks rank 0's BatchNorm statistics, and check that their queues are equal to the bit."""
-    bare = runtime.bare(model)
-    if run.world_size > 1:
-        sums = runtime.gather(run, torch.stack([checksum(bare.queue), checksum(bare.pointer)])[None])
+    """Check that the queues of all ranks are equal to the bit, and give all of them rank 0's BatchNorm statistics."""
+    if run.world_size > 1 and isinstance(model, Contrast):
+        sums = processes.gather(run, torch.stack([checksum(model.queue), checksum(model.pointer)])[None])
         if bool((sums != sums[0]).any()):
             raise ValueError("the queues of the processes differ; this is a fault of the program, please report it")
-    for name, buffer in bare.named_buffers():
-        if name not in ("queue", "pointer"):
-            runtime.broadcast(run, buffer)
+    processes.sync_buffers(run, model)
 
 
 class Pixels:
@@ -293,7 +292,7 @@ def run_stage(args, run) -> None:
         from dapg.gan import generated_files
 
         files = generated_files(args, [s.path for s in samples])
-        with runtime.rank_zero_first(run):
+        with processes.rank_zero_first(run):
             generated = images.open_images(files, args.height, args.width, cache=args.cache, cache_dir=args.cache_dir,
                                            device=run.device, workers=args.workers, name="generated poses")
     model, optimizer, scheduler = build(args, run, len(samples))
@@ -303,7 +302,7 @@ def run_stage(args, run) -> None:
         run.extra["before"] = instance_metrics(args, run, model, store)
     if isinstance(runtime.bare(model), Contrast):
         equal = math.log((3 + len(runtime.bare(model).queue)) / 3)
-        runtime.say(run, f"queue of {len(runtime.bare(model).queue)}; L_MC is {equal:.3f} when all similarities are equal")
+        runtime.say(run, f"queue of {len(runtime.bare(model).queue)}; L_MC of equal similarities is {equal:.3f}")
     monitor = Monitor(run, round(args.settings["warmup"] * steps))
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
