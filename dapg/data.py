@@ -50,7 +50,7 @@ class CorruptedStore(images.ImageStore):
     def __init__(self, store: images.ImageStore, repetition: int, seed: int = 0, types: tuple = corruptions.BENCH20,
                  severity: int = 0, index: np.ndarray | None = None):
         shape = (store.channels, store.height, store.width)
-        self.index = np.arange(len(store)) if index is None else index  # these images only, by their number in the store
+        self.index = np.arange(len(store)) if index is None else index  # images taken, by number
         super().__init__([store.paths[i] for i in self.index], shape, store.interpolation, "off", store.device, None)
         self.store, self.key, self.types, self.severity = store, (seed, repetition), types, severity
 

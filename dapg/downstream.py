@@ -34,8 +34,10 @@ class Data:
         self.parts["ir"] = self.data.query if args.dataset == "sysu" else self.data.gallery
 
     def open(self, args, run) -> "Data":
-        self.stores = {name: inputs.open_images(run, part, args.height, args.width, f"{self.data.name} {name}", "lanczos")
-                       for name, part in self.parts.items()}
+        def opened(name):
+            return inputs.open_images(run, self.parts[name], args.height, args.width, f"{self.data.name} {name}", "lanczos")
+
+        self.stores = {name: opened(name) for name in self.parts}
         return self
 
 
@@ -143,7 +145,8 @@ def train_one_epoch(args, run, model, optimizer, grad_scaler, data: Data, epoch:
     processes.sync_buffers(run, runtime.bare(model))
     means = {name: float(value) / steps for name, value in totals.items()}
     rate = steps * args.batch_size / (time.time() - began)
-    runtime.say(run, f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()) + f"; {rate:.1f} images/s")
+    text = ", ".join(f"{k} {v:.3f}" for k, v in means.items())
+    runtime.say(run, f"epoch {epoch + 1}: {text}; {rate:.1f} images/s")
     return means
 
 
@@ -172,7 +175,7 @@ def columns(samples: list, index=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corrupted(store, repetition: int, chosen: Namespace, index=None) -> CorruptedStore:
-    """The -C copy of visible test images; the seed of the benchmark is fixed, so that all models see the same images."""
+    """The -C copy of visible test images; its seed is fixed, so that all models see the same images."""
     return CorruptedStore(store, repetition, 0, chosen.types, chosen.severity, index)
 
 
@@ -279,7 +282,8 @@ def run_stage(args, run) -> None:
     metrics = evaluate(run, network, data, args.stage, True, choose(draws=args.settings["draws"]))
     show(run, metrics)
     protocol = {"dataset": inputs.data_name(data.data), "trials": TRIALS, "split": data.split,
-                "features": "bn (clean AGW), pool (else)", "corruptions": "20 types, severity 1..5, visible images only",
+                "features": "bn (clean AGW), pool (else)",
+                "corruptions": "20 types, severity 1..5, visible images only",
                 "corruption_draws": args.settings["draws"], "re_ranking": False}
     path = runtime.record(run, metrics, inputs.describe(data.data), protocol, epoch=args.epochs,
                           selection="best_on_test" if best else "last")

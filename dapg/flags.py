@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(prog="dapg/train.py", allow_abbrev=False,
                             description="Train DAPG stage by stage; defaults are the paper's setting of each stage.")
     data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", help="default: luperson (robust), market (gan, generate, align), sysu (agw, cil)")
+    data.add_argument("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
     data.add_argument("--height", type=int, help="default: 256; 288 for agw and cil")
     data.add_argument("--width", type=int, help="default: 128; 144 for agw and cil")
     data.add_argument("--subset", type=int, default=0, help="train on this many of the unlabelled images, 0: all")
@@ -57,9 +57,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     optim.add_argument("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
     runtime.add_run_flags(parser)
     parser.set_defaults(weights=None)
-    args = runtime.parse(parser, "dapg", argv, complete)
-    args.settings = variants(args)
-    return args
+    return runtime.parse(parser, "dapg", argv, complete)
 
 
 def complete(args: Namespace) -> Namespace:
@@ -68,17 +66,20 @@ def complete(args: Namespace) -> Namespace:
     if baseline and args.stage != "robust":
         raise ValueError(f"--method {args.method} is a baseline of --stage robust")
     down = args.stage in DOWNSTREAM
-    contrast = {"batch_size": 256, "lr": 7.5e-4 if stable else 0.0075, "weight_decay": 0.0, "tau": 0.1 if stable else 0.7}
+    contrast = {"batch_size": 256, "lr": 7.5e-4 if stable else 0.0075, "weight_decay": 0.0,
+                "tau": 0.1 if stable else 0.7}
     if baseline:
         contrast.update(lr=0.06 * (args.batch_size or 256) / 256, weight_decay=1e-4, tau=0.1)
     paper = {
         "robust": {"dataset": "luperson", "epochs": 300, "weights": "none", **contrast},
         "align": {"dataset": "market", "epochs": 200, "weights": "row:robust/dapg", "source": "row:generate/market",
                   **contrast},
-        "gan": {"dataset": "market", "epochs": 20, "weights": "none", "batch_size": 32, "lr": 2e-4, "weight_decay": 0.0},
+        "gan": {"dataset": "market", "epochs": 20, "weights": "none", "batch_size": 32, "lr": 2e-4,
+                "weight_decay": 0.0},
         "generate": {"dataset": "market", "epochs": 1, "weights": "none", "batch_size": 64, "lr": 0.0,
                      "source": "row:gan/market", "weight_decay": 0.0},
-        "agw": {"dataset": "sysu", "epochs": 81, "weights": "imagenet", "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4},
+        "agw": {"dataset": "sysu", "epochs": 81, "weights": "imagenet", "batch_size": 64, "lr": 0.1,
+                "weight_decay": 5e-4},
     }
     paper["cil"] = paper["agw"]
     common = {"height": 288 if down else 256, "width": 144 if down else 128, "severity_max": 3 if stable else 5,

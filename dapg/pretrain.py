@@ -205,7 +205,7 @@ def build(args, run, count: int):
 
 def steps_per_epoch(args, count: int) -> int:
     if count < args.batch_size:
-        raise ValueError(f"{count} images cannot fill a batch of {args.batch_size}; lower --batch-size to {count} or less")
+        raise ValueError(f"{count} images cannot fill a batch of {args.batch_size}; use --batch-size {count} or less")
     return min(count // args.batch_size, args.iters or count)
 
 

@@ -6,7 +6,7 @@
     python dapg/train.py --stage align --data-dir /data                 # sec. II-B: contrastive alignment, 200 epochs
     python dapg/train.py --stage agw --dataset sysu --weights row:align/dapg --data-dir /data     # Tables I and II
     python dapg/train.py --row cil/ours/regdb --seed 3 --data-dir /data # any row; RegDB's split is seed + 1
-    bash dapg/run_chain.sh                                              # everything, small, on one CPU, synthetic people
+    bash dapg/run_chain.sh                                              # everything small, one CPU, synthetic people
 
 Table I reports rank-1 56.1 / mAP 55.0 (SYSU-MM01, all search) for the whole chain with AGW. Rows, decisions and what to
 expect: dapg/README.md.
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 from common import runtime
 from dapg import downstream, gan, pretrain
-from dapg.flags import parse_args
+from dapg.flags import parse_args, variants
 
 STAGES = {"robust": pretrain.run_stage, "gan": gan.run_gan, "generate": gan.run_generate, "align": pretrain.run_stage,
           "agw": downstream.run_stage, "cil": downstream.run_stage}
@@ -27,6 +27,7 @@ STAGES = {"robust": pretrain.run_stage, "gan": gan.run_gan, "generate": gan.run_
 
 def main(args):
     run = runtime.start(args, "dapg")
+    args.settings = variants(args)
     STAGES[args.stage](args, run)
 
 
