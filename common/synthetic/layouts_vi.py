@@ -14,10 +14,10 @@ from common.synthetic.layouts import Item, generator, spread
 ROOTS = {"sysu": "SYSU-MM01", "regdb": "RegDB", "luperson": "LUPerson"}
 CODES = {"sysu": 11, "regdb": 12, "luperson": 13}
 # ids: train, val, test; images: train visible, train infrared, test visible, query; gallery pairs: indoor, outdoor
-SYSU = {"small": ((32, 8, 20), (640, 320, 224, 160), (32, 36)),
+SYSU = {"small": ((24, 6, 16), (400, 200, 160, 96), (26, 30)),
         "full": ((296, 99, 96), (22258, 11909, 6775, 3803), (112, 189))}
-REGDB = {"small": (40, 6), "full": (412, 10)}  # people, images of each in each modality
-LUPERSON = {"small": (400, 3, 40), "full": (25000, 4, 2000)}  # people, images of each, cameras
+REGDB = {"small": (32, 5), "full": (412, 10)}  # people, images of each in each modality
+LUPERSON = {"small": (250, 3, 40), "full": (25000, 4, 2000)}  # people, images of each, cameras
 CITIES = ("us/nyc", "uk/ldn", "jp/tyo", "br/rio", "in/del", "fr/par")
 SPLITS = 10
 BURST = layouts.BURST
