@@ -142,17 +142,16 @@ def glass_blur(image, severity, rng):
 
 
 def glass_loop(image, severity, rng):
-    """The published algorithm: pixels are swapped in place, one after another, from the lower right."""
+    """The published algorithm: pixels are overwritten in place, one after another, from the lower right."""
     sigma, delta, iterations = GLASS[severity - 1]
     x = to_u8(blur(unit(image), sigma))
     height, width = x.shape[:2]
     for _ in range(iterations):
+        offsets = rng.integers(-delta, delta, (height, width, 2)).tolist()
         for row in range(height - delta, delta, -1):
             for column in range(width - delta, delta, -1):
-                dx, dy = rng.integers(-delta, delta, 2)
-                a = min(row, height - 1), min(column, width - 1)
-                b = min(row + dy, height - 1), min(column + dx, width - 1)
-                x[a], x[b] = x[b].copy(), x[a].copy()
+                dx, dy = offsets[row][column]
+                x[row, column] = x[row + dy, column + dx]  # the published swap assigns through views: it only copies
     return to_u8(blur(unit(x), sigma))
 
 
