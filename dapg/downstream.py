@@ -35,7 +35,8 @@ class Data:
 
     def open(self, args, run) -> "Data":
         def opened(name):
-            return inputs.open_images(run, self.parts[name], args.height, args.width, f"{self.data.name} {name}", "lanczos")
+            title, size = f"{self.data.name} {name}", (args.height, args.width)
+            return inputs.open_images(run, self.parts[name], *size, title, "lanczos")
 
         self.stores = {name: opened(name) for name in self.parts}
         return self

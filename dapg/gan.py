@@ -101,7 +101,9 @@ def train_one_epoch(args, run, gan, optimizers, grad_scaler, data: Data, epoch: 
 
 
 def run_gan(args, run) -> None:
-    """Stage gan. Raises: ValueError under several processes: it is small, and its two networks train in turn."""
+    """Stage gan. Raises: ValueError for small images and under several processes."""
+    if min(args.height, args.width) < 56 or args.height % 4 or args.width % 4:
+        raise ValueError(f"--stage gan needs sides of at least 56, multiples of 4, got {args.height} x {args.width}")
     if run.world_size > 1:
         raise ValueError("--stage gan trains on one process; start it with python instead of torchrun")
     market = inputs.dataset(run, args.dataset)

@@ -30,7 +30,7 @@ def js_divergence(p: Tensor) -> Tensor:
     """
     p = p.float()
     m = p.mean(0).clamp(SMALL, 1).log()  # log M, Eq. (4)
-    return (torch.xlogy(p, p) - p * m).sum(2).mean()
+    return (p * (p.clamp_min(1e-12).log() - m)).sum(2).mean()  # a probability of 0 adds 0 and has a finite gradient
 
 
 def constraint(logits: Tensor) -> Tensor:

@@ -80,13 +80,14 @@ def objective(args, z: Tensor, k: Tensor | None, queue: Tensor | None, which: Te
         sim = x @ negatives.T
         return sim if own is None else sim.masked_fill(own, -torch.inf)
 
+    kind = args.loss if len(k) == 3 else "mc"  # alignment and MoCo have one positive and no constraint
     pos, neg = torch.einsum("bd,pbd->bp", q, k), against(q)
     spreads = {"spread": spread(q)}
-    if args.loss == "infonce":
+    if kind == "infonce":
         loss = losses.info_nce(pos, neg, which, args.tau)
         return loss, {"mc": loss.detach(), **spreads}
     mc = losses.multi_contrastive(pos, neg, args.tau)  # Eq. (2)
-    if args.loss == "mc":
+    if kind == "mc":
         return mc, {"mc": mc.detach(), **spreads}
     if args.constraint == "sim":
         logits = torch.stack([against(x) for x in z[1:]]) / args.tau_js

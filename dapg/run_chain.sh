@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole of DAPG, small, on one CPU with synthetic people: stage 1, PN-GAN, generation, alignment, then AGW and CIL on
+# The whole of DAPG, small, on one CPU with synthetic people: stage 1, PN-GAN, generation, alignment, AGW and CIL on
 # SYSU-MM01 and RegDB, clean and -C, against the same fine-tuning from scratch. More flags are passed on to every step.
 #   bash dapg/run_chain.sh --data-dir data
 set -euo pipefail

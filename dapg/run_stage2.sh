@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Task alignment on Market-1501 (sec. II-B), after run_stage1.sh: bash dapg/run_stage2.sh DATA_DIR [more flags of train.py]
+# Task alignment on Market-1501 (sec. II-B), after run_stage1.sh: bash dapg/run_stage2.sh DATA_DIR [flags of train.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?usage: bash dapg/run_stage2.sh DATA_DIR [flags]}

@@ -12,7 +12,7 @@ if [ -n "$only" ]; then
     esac
     exit
 fi
-python results/reproduce.py "dapg/*/*/sysu" --data-dir "$data" || true     # rows whose checkpoint is not there fail, say so
+python results/reproduce.py "dapg/*/*/sysu" --data-dir "$data" || true     # without their checkpoint, rows fail
 python results/reproduce.py "dapg/table3/*" --data-dir "$data"
 python results/reproduce.py "dapg/*/*/regdb" --data-dir "$data" --seeds 0 1 2 3 4 5 6 7 8 9 || true
 python results/render.py dapg

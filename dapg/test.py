@@ -27,16 +27,16 @@ FIGURE1 = ("agw/in", "cil/in", "agw/ours", "cil/ours")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint or draw a figure.")
+    parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint, draw figures.")
     parser.add_argument("--checkpoint", help="a checkpoint of stage agw or cil, or its log folder (the newest one)")
     parser.add_argument("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
-    parser.add_argument("-d", "--dataset", help="default: what the checkpoint was trained on; figures: luperson, market")
-    parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own, others leak training ids")
+    parser.add_argument("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
+    parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own")
     parser.add_argument("--corruption", choices=corruptions.BENCH20, help="this type alone instead of all 20")
     parser.add_argument("--severity", type=int, choices=range(1, 6), help="this severity instead of U{1..5}")
     parser.add_argument("--noise-exclude", nargs="+", default=[], metavar="NAME", choices=corruptions.BENCH20)
     parser.add_argument("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
-    parser.add_argument("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or a path")
+    parser.add_argument("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
     parser.add_argument("--out", default=".", help="folder for the pictures")
     parser.add_argument("--data-dir", help="folder that holds the data sets")
     parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
@@ -71,8 +71,8 @@ def evaluate(args) -> None:
     network, trained, file = load_network(args.checkpoint)
     given = {k: getattr(args, k) for k in ("dataset", "data_dir", "synthetic") if getattr(args, k) is not None}
     here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
-    merged = Namespace(**{**vars(trained), "data_dir": "data", **given, **here, "compile": False, "cache_dir": args.cache_dir,
-                          "results_dir": ".", "split": args.split or getattr(trained, "split", None)})
+    merged = Namespace(**{**vars(trained), "data_dir": "data", "results_dir": ".", **given, **here, "compile": False,
+                          "split": args.split or getattr(trained, "split", None)})
     run = runtime.start(merged, "dapg")
     data = downstream.Data(merged, run).open(merged, run)
     types = [args.corruption] if args.corruption else [t for t in corruptions.BENCH20 if t not in args.noise_exclude]
@@ -122,7 +122,8 @@ def figure3(args, out: Path) -> Path:
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
     group = noise.noise_group(views, noise.draw_noise(len(chosen), np.random.default_rng(0)), generator)
     columns = [x.permute(0, 2, 3, 1).cpu().numpy() for x in (views[0], *group[:4])]
-    return visualize.grid(out / "figure3.png", list(zip(*columns)), column_titles=["clean", "x_q", "x_1", "x_2", "x_mix"])
+    titles = ["clean", "x_q", "x_1", "x_2", "x_mix"]
+    return visualize.grid(out / "figure3.png", list(zip(*columns)), column_titles=titles)
 
 
 def figure4(args, out: Path) -> Path:
@@ -137,8 +138,8 @@ def figure4(args, out: Path) -> Path:
 
 def opened(args, dataset: str):
     """A run without a log, and the training samples of the figure's data set."""
-    defaults = {"dataset": dataset, "data_dir": "data", "row": "figure", "seed": 0, "results_dir": ".", "compile": False,
-                "deterministic": False}
+    defaults = {"dataset": dataset, "data_dir": "data", "row": "figure", "seed": 0, "results_dir": ".",
+                "compile": False, "deterministic": False}
     args = Namespace(**{**defaults, **{k: v for k, v in vars(args).items() if v is not None}})
     args = Namespace(**{"synthetic": None, "cache_dir": None, **vars(args)})
     run = runtime.start(args, "dapg")

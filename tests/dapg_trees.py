@@ -1,4 +1,4 @@
-"""Miniature trees of SYSU-MM01, RegDB, LUPerson and Market-1501 with key points: striped pictures, written in a moment."""
+"""Miniature trees of SYSU-MM01, RegDB, LUPerson and Market-1501's key points: striped pictures."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,8 @@ def write_regdb(root: Path, people_count=12, images=3) -> Path:
         order = np.random.default_rng(split).permutation(people_count) + 1
         for part, ids in (("train", order[:people_count // 2]), ("test", order[people_count // 2:])):
             for word in ("Visible", "Thermal"):
-                lines = [f"{word}/{pid}/{i}.bmp {label}\n" for label, pid in enumerate(sorted(ids)) for i in range(images)]
+                lines = [f"{word}/{pid}/{i}.bmp {label}\n"
+                         for label, pid in enumerate(sorted(ids)) for i in range(images)]
                 (base / "idx" / f"{part}_{word.lower()}_{split}.txt").write_text("".join(lines))
     return root
 

@@ -45,7 +45,8 @@ def test_sysu_gallery_is_the_published_draw():
     for mode, cameras in (("all", (1, 2, 4, 5)), ("indoor", (1, 2))):
         for trial in range(10):
             random.seed(trial)
-            want = [random.choice(sorted(folders[pid, cam])) for pid in (3, 7, 250) for cam in cameras if (pid, cam) in folders]
+            places = [(pid, cam) for pid in (3, 7, 250) for cam in cameras if (pid, cam) in folders]
+            want = [random.choice(sorted(folders[place])) for place in places]
             assert [samples[i].path for i in sysu.gallery_trial(samples, mode, trial)] == want
 
 
@@ -65,7 +66,8 @@ def test_synthetic_sysu_full_has_the_real_counts():
     tested = set(map(int, texts["exp/test_id.txt"].split(",")))
     visible, infrared = ({(i.person, c) for i, c in zip(items, cams) if i.person in tested and c in part}
                          for part in ((1, 2, 4, 5), (3, 6)))
-    assert len(tested) == 96 and len(visible) == 301 and sum(c in (1, 2) for _, c in visible) == 112 and len(infrared) == 192
+    assert (len(tested), len(visible), len(infrared)) == (96, 301, 192)
+    assert sum(c in (1, 2) for _, c in visible) == 112
     assert sum(i.person in tested and c in (3, 6) for i, c in zip(items, cams)) == 3803
     assert sum(i.person not in tested and c in (3, 6) for i, c in zip(items, cams)) == 11909
     assert sum(i.person not in tested and c in (1, 2, 4, 5) for i, c in zip(items, cams)) == 22258

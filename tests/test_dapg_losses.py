@@ -57,6 +57,13 @@ def test_js_is_bounded_zero_for_equal_and_permutation_invariant():
     assert torch.isfinite(losses.constraint(masked)) and 0 <= float(losses.constraint(masked)) <= math.log(3)
 
 
+def test_masked_similarities_leave_finite_gradients():
+    logits = torch.randn(3, 5, 20, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    masked = logits.masked_fill(torch.eye(5, 20).bool(), -torch.inf)
+    (losses.constraint(masked) + losses.multi_contrastive(masked[0], masked[1], 0.1)).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_eq1_weighs_by_delta():
     assert float(losses.total(torch.tensor(2.0), torch.tensor(10.0), 0.25)) == 0.25 * 2 + 0.75 * 10
 

@@ -245,7 +245,7 @@ def test_gem_is_the_cubic_mean_and_groups_have_their_rates():
     assert [round(g["lr"], 3) for g in groups] == [0.01, 0.1] and len(groups[1]["params"]) == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- PN-GAN
+# --------------------------------------------------------------------------------------------------------------- PN-GAN
 def test_pngan_has_the_published_sizes():
     gan = pngan.PNGAN()
     assert sum(p.numel() for p in gan.generator.parameters()) == 11_387_584
@@ -261,7 +261,7 @@ def test_pngan_has_the_published_sizes():
 
 def test_gan_losses_are_least_squares_and_l1():
     gan = pngan.PNGAN(4, 1)
-    fake, source = torch.rand(2, 3, 64, 32), torch.rand(2, 3, 64, 32)
+    fake, source = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     d_fake, d_real = gan.discriminator(fake), gan.discriminator(source)
     loss, l1 = pngan.generator_loss(gan, fake, source)
     assert torch.allclose(loss, (d_fake - 1).pow(2).mean() + 10 * (fake - source).abs().mean(), atol=1e-5)

@@ -95,5 +95,6 @@ def test_the_best_person_of_a_detection_keeps_joints_above_the_threshold():
     keypoints[1, :, 0] = torch.arange(17.0)
     scores = torch.full((2, 17), 3.0)
     scores[1, 15] = -1
-    found = pose.best_person({"scores": torch.tensor([0.2, 0.9]), "keypoints": keypoints, "keypoints_scores": scores}, 0.0)
+    people = {"scores": torch.tensor([0.2, 0.9]), "keypoints": keypoints, "keypoints_scores": scores}
+    found = pose.best_person(people, 0.0)
     assert found[pose.OPENPOSE.index("left_ankle"), 2] == 0 and found[pose.OPENPOSE.index("right_ankle"), 0] == 16

@@ -49,8 +49,8 @@ def main(args):
             torch.cuda.synchronize()
         times.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - began)
     rate = 4 * args.batch / float(np.median(times[1:]))
-    print(f"CPU oracle, one core: {core:.1f} images/s; batched on {device.type}: {rate:.1f} images/s, {rate / core:.1f} x "
-          f"(256 x 128, four images a group, processor time on the CPU)")
+    print(f"CPU oracle, one core: {core:.1f} images/s; batched on {device.type}: {rate:.1f} images/s, "
+          f"{rate / core:.1f} x (256 x 128, four images a group, processor time on the CPU)")
 
 
 if __name__ == "__main__":
