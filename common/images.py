@@ -36,7 +36,7 @@ except ImportError:  # Windows: two processes may then decode the same store, an
 STORE_VERSION = 1  # part of the key: raise it when decoding changes
 CACHE_FOLDER = ".reid_cache"
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
-           "nearest": Image.Resampling.NEAREST}
+           "lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 CHUNK = 64  # images a worker decodes at a time
 
 
@@ -86,7 +86,7 @@ class ImageStore:
 def open_images(paths: Sequence[str], height: int, width: int, *, interpolation: str = "bicubic", cache: str = "disk",
                 cache_dir: str | Path | None = None, device: str | torch.device = "cpu", workers: int = 2,
                 name: str = "images", channels: int = 3) -> ImageStore:
-    """The images at one size, decoded by PIL and resized with the given filter (bicubic, bilinear or nearest).
+    """The images at one size, decoded by PIL and resized with the given filter (bicubic, bilinear, lanczos or nearest).
 
     cache: "disk" (memory map), "device" (the whole store on device) or "off" (decode at every use). cache_dir: folder
     of the store files, by default .reid_cache beside the folder of the images. channels=1 reads label maps: palette

@@ -22,6 +22,9 @@ NAMES = {  # canonical name -> other names
     "msmt17": ("msmt", "msmt17_v1", "msmt17_v2"),
     "prcc": (),
     "person_crops": ("prsnet_pretrain",),
+    "sysu": ("sysu-mm01", "sysu_mm01"),
+    "regdb": (),
+    "luperson": (),
 }
 
 

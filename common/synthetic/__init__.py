@@ -26,11 +26,12 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from common.synthetic import layouts, layouts_prcc, street
+from common.synthetic import layouts, layouts_prcc, layouts_vi, street
 
 VERSION = 4  # raised when the same seed gives other bytes than before
 STAMP = "SYNTHETIC"
 OWN = {"prcc": layouts_prcc}  # data sets with a module of their own: ROOT, plan(size, seed), draw(item, seed)
+layouts_vi.register()
 
 
 def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, workers: int | None = None) -> Path:
@@ -101,6 +102,7 @@ def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> 
     for folder in sorted({str(Path(item.path).parent) for item in items}):
         (draft / folder).mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
+        (draft / path).parent.mkdir(parents=True, exist_ok=True)
         (draft / path).write_text(text)
     job, count = partial(_save, draft, name, seed), workers or min(os.cpu_count() or 1, 1 + len(items) // 128)
     chunk = max(1, min(32, len(items) // (4 * count)))

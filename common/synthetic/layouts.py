@@ -204,15 +204,26 @@ def cuhk03(count: Count, rng: np.random.Generator) -> list[Item]:
 
 
 PLANS = {"market": market, "duke": duke, "msmt17": msmt17, "cuhk03": cuhk03}
+OTHERS = {}  # data sets of further modules: name -> (plan, draw)
+
+
+def add(name: str, root: str, code: int, plan_others, draw_others) -> None:
+    """Make a further data set known; its functions have the signatures of `plan` and `draw`."""
+    ROOTS[name], CODES[name] = root, code
+    PLANS[name] = OTHERS[name] = (plan_others, draw_others)
 
 
 def plan(name: str, size: str = "small", seed: int = 0) -> tuple[list[Item], dict[str, str]]:
     """Everything to render for a data set, ascending by path, and its text files (relative path -> text)."""
-    items = PLANS[name](COUNTS[name, size], generator(seed, CODES[name], 0))
+    if name in OTHERS:
+        items, texts = OTHERS[name][0](name, size, seed)
+    else:
+        items, texts = PLANS[name](COUNTS[name, size], generator(seed, CODES[name], 0)), {}
     items.sort(key=lambda item: item.path)
     if len({item.path for item in items}) != len(items):
         raise ValueError(f"{name}: two images of the plan have the same name; use another seed than {seed}")
-    texts = msmt17_lists(items, generator(seed, CODES[name], 1)) if name == "msmt17" else {}
+    if name == "msmt17":
+        texts = msmt17_lists(items, generator(seed, CODES[name], 1))
     return items, texts
 
 
@@ -240,6 +251,8 @@ def _size(name: str, rng: np.random.Generator) -> tuple[int, int]:
 
 def draw(name: str, item: Item, seed: int) -> render.Rendered:
     """Renders one planned image."""
+    if name in OTHERS:
+        return OTHERS[name][1](name, item, seed)
     code = CODES[name]
     eye, (identity, outfit) = source(seed, code, item.source), somebody(seed, code, item.person)
     walk = (seed, code, 5, item.person, item.source, item.walk)

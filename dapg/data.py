@@ -1,0 +1,63 @@
+"""Image stores of this project: LUPerson's LMDB, a seeded subset, corrupted copies for the -C benchmarks."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from common import images, inputs, runtime
+from common.datasets import luperson
+from dapg import corruptions
+
+
+def subset(samples: list, count: int, seed: int) -> list:
+    """`count` of the samples in their order, the same for the same seed; all of them for 0.
+
+    Raises: ValueError if there are fewer.
+    """
+    if count == 0:
+        return list(samples)
+    if count > len(samples):
+        raise ValueError(f"--subset {count}: there are only {len(samples)} images; use at most that, or 0 for all")
+    chosen = np.random.default_rng(seed).choice(len(samples), count, replace=False)
+    return [samples[i] for i in np.sort(chosen)]
+
+
+def open_store(run, samples: list, height: int, width: int, name: str, interpolation: str = "bicubic"):
+    """The decoded images of the samples; those of an LMDB are decoded for each batch, whatever --cache says."""
+    if not luperson.in_lmdb(samples[0].path):
+        return inputs.open_images(run, samples, height, width, name, interpolation)
+    runtime.say(run, "images in an LMDB are decoded batch by batch (--cache off)")
+    return LmdbStore([s.path for s in samples], (3, height, width), interpolation, "off", run.device, None)
+
+
+class LmdbStore(images.ImageStore):
+    """Images whose files are values of an LMDB, decoded in the loader's processes."""
+
+    def decode(self, index: int) -> np.ndarray:
+        with Image.open(io.BytesIO(luperson.read(self.paths[index]))) as image:
+            size = (self.width, self.height)
+            return np.asarray(image.convert("RGB").resize(size, images.FILTERS[self.interpolation])).transpose(2, 0, 1)
+
+
+class CorruptedStore(images.ImageStore):
+    """SYSU-MM01-C and RegDB-C on the fly: each image of a store with one corruption, applied at network size.
+
+    Type uniform over `types`, severity uniform 1..5 (or fixed), both and the noise itself from a generator of
+    (seed, repetition, image), so that the result depends on neither workers nor batches nor processes.
+    """
+
+    def __init__(self, store: images.ImageStore, repetition: int, seed: int = 0, types: tuple = corruptions.BENCH20,
+                 severity: int = 0, index: np.ndarray | None = None):
+        shape = (store.channels, store.height, store.width)
+        self.index = np.arange(len(store)) if index is None else index  # images taken, by number
+        super().__init__([store.paths[i] for i in self.index], shape, store.interpolation, "off", store.device, None)
+        self.store, self.key, self.types, self.severity = store, (seed, repetition), types, severity
+
+    def decode(self, index: int) -> np.ndarray:
+        index = int(self.index[index])
+        rng = np.random.default_rng(np.random.SeedSequence([*self.key, index]))
+        name = self.types[int(rng.integers(len(self.types)))]
+        severity = self.severity or int(rng.integers(1, 6))
+        pixels = self.store.gather(np.array([index]))[0].permute(1, 2, 0).cpu().numpy()
+        return np.ascontiguousarray(corruptions.corrupt(pixels, name, severity, rng).transpose(2, 0, 1))

@@ -1,0 +1,225 @@
+"""Poses (sec. II-B): 18 OpenPose key points of each image, their picture, and the four canonical poses of Fig. 4.
+
+A pose is float32 (18, 3): x and y as shares of width and height, and a confidence, 0 for a missing joint. Order: nose,
+neck, right shoulder, elbow, wrist, left ..., right hip, knee, ankle, left ..., right and left eye, right and left ear.
+"""
+
+import colorsys
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import checkpoints
+from common.synthetic import layouts, render
+
+LIMBS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
+         (0, 14), (14, 16), (0, 15), (15, 17))
+COCO = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+        "right_ankle")
+OPENPOSE = ("nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+            "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
+            "right_ear", "left_ear")
+BODY25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)  # without mid-hip (8) and feet (19-24)
+FACE = (0, 14, 15, 16, 17)
+ENOUGH = 8  # joints without which an image is dropped
+POSES = 4
+
+
+def from_coco(points: np.ndarray) -> np.ndarray:
+    """OpenPose's 18 points (18, 3) of COCO's 17 (17, 3); the neck lies between the shoulders if both are there."""
+    place = {name: i for i, name in enumerate(COCO)}
+    out = np.stack([points[place.get(name, 0)] for name in OPENPOSE])
+    left, right = points[place["left_shoulder"]], points[place["right_shoulder"]]
+    both = left[2] > 0 and right[2] > 0
+    out[1] = [*(left[:2] + right[:2]) / 2, min(left[2], right[2])] if both else [0, 0, 0]
+    return out
+
+
+def from_openpose_json(path: Path, width: int, height: int) -> np.ndarray | None:
+    """The first person of an OpenPose file, 18 points or BODY-25; None without a person. Raises: ValueError."""
+    people = json.loads(Path(path).read_text()).get("people", [])
+    if not people:
+        return None
+    values = np.array(people[0].get("pose_keypoints_2d", []), np.float32)
+    if len(values) not in (54, 75):
+        raise ValueError(f"{path}: {len(values)} numbers in pose_keypoints_2d, expected 54 (18 points) or 75 (BODY-25)")
+    points = values.reshape(-1, 3)
+    points = points[list(BODY25)] if len(points) == 25 else points
+    return (points / [width, height, 1]).astype(np.float32)
+
+
+def picture(pose: np.ndarray, height: int = 256, width: int = 128) -> np.ndarray:
+    """The pose drawn on black, uint8 (H, W, 3): limbs of hue i/17, 4 px wide at 256 rows, joints of hue j/18, radius 3.
+
+    The limbs' colours tell left from right. Missing joints and their limbs are not drawn.
+    """
+    out = np.zeros((height, width, 3), np.uint8)
+    unit = height / 256
+    at = [(int(round(x * (width - 1))), int(round(y * (height - 1)))) for x, y in pose[:, :2]]
+
+    def colour(hue):
+        return tuple(int(255 * value) for value in colorsys.hsv_to_rgb(hue, 1, 1))
+
+    for i, (a, b) in enumerate(LIMBS):
+        if pose[a, 2] > 0 and pose[b, 2] > 0:
+            cv2.line(out, at[a], at[b], colour(i / 17), max(1, round(4 * unit)))
+    for j in range(18):
+        if pose[j, 2] > 0:
+            cv2.circle(out, at[j], max(1, round(3 * unit)), colour(j / 18), -1)
+    return out
+
+
+def pictures(poses: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Pictures of poses (B, 18, 3) as uint8 (B, 3, H, W)."""
+    return torch.from_numpy(np.stack([picture(p, height, width) for p in poses])).permute(0, 3, 1, 2).contiguous()
+
+
+# --------------------------------------------------------------------------------------------------------- where from
+def load(root: Path, paths: list[str], kind: str, weights: str, device) -> dict[str, np.ndarray]:
+    """Pose of each image that has at least 8 joints: file name -> (18, 3); kept in root/poses.json.
+
+    Sources in this order: root/poses.json; OpenPose files root/poses/<stem>_keypoints.json; the key points of synthetic
+    people; torchvision's Keypoint R-CNN (`weights`: its checkpoint, or "download").
+    """
+    cache = Path(root) / "poses.json"
+    if cache.is_file():
+        return read(cache)
+    if (Path(root) / "poses").is_dir():
+        poses = openpose_folder(Path(root) / "poses", paths)
+    elif kind == "synthetic":
+        poses = synthetic(Path(root), paths)
+    else:
+        poses = detect(paths, weights, device)
+    write(cache, poses)
+    return {name: pose for name, pose in poses.items() if (pose[:, 2] > 0).sum() >= ENOUGH}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """poses.json, images with fewer than 8 joints left out. Raises: ValueError naming what is wrong."""
+    try:
+        poses = {name: np.array(points, np.float32) for name, points in json.loads(path.read_text()).items()}
+    except (json.JSONDecodeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of poses ({error}); delete it, the next run writes it again") from error
+    wrong = [name for name, pose in poses.items() if pose.shape != (18, 3)]
+    if wrong:
+        shape = poses[wrong[0]].shape
+        raise ValueError(f"{path}: {wrong[0]} has shape {shape}, expected 18 joints of x, y, confidence")
+    return {name: pose for name, pose in poses.items() if (pose[:, 2] > 0).sum() >= ENOUGH}
+
+
+def write(path: Path, poses: dict[str, np.ndarray]) -> None:
+    text = json.dumps({name: np.round(pose, 4).tolist() for name, pose in sorted(poses.items())})
+    checkpoints.replace(path, lambda file: file.write(text.encode()))
+
+
+def openpose_folder(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
+    """OpenPose's files of the images, <stem>_keypoints.json or <stem>.json; images without one have no pose."""
+    poses = {}
+    for path in map(Path, paths):
+        for name in (f"{path.stem}_keypoints.json", f"{path.stem}.json"):
+            if (folder / name).is_file():
+                height, width = cv2.imread(str(path)).shape[:2]
+                pose = from_openpose_json(folder / name, width, height)
+                if pose is not None:
+                    poses[path.name] = pose
+    if not poses:
+        raise ValueError(f"{folder} holds no OpenPose file of any image, expected names such as "
+                         f"{Path(paths[0]).stem}_keypoints.json")
+    return poses
+
+
+def synthetic(root: Path, paths: list[str]) -> dict[str, np.ndarray]:
+    """Key points of synthetic Market-1501 images, from the renderer that drew them."""
+    stamp = json.loads((root / "SYNTHETIC").read_text())
+    items = {item.path: item for item in layouts.plan("market", stamp["size"], stamp["seed"])[0]}
+    poses = {}
+    for path in tqdm(paths, desc="key points", disable=None):
+        drawn = layouts.draw("market", items[Path(path).relative_to(root).as_posix()], stamp["seed"])
+        height, width = drawn.image.shape[:2]
+        poses[Path(path).name] = (render.openpose(drawn.keypoints) / [width, height, 1]).astype(np.float32)
+    return poses
+
+
+def detect(paths: list[str], weights: str, device, threshold: float = 0.0) -> dict[str, np.ndarray]:
+    """Poses by torchvision's Keypoint R-CNN: the best-scored person, joints whose score (a logit) exceeds threshold."""
+    model = detector(weights).to(device).eval()
+    poses = {}
+    for path in tqdm(paths, desc="Keypoint R-CNN", disable=None):
+        image = cv2.imread(path)[..., ::-1].copy()
+        with torch.inference_mode():
+            found = model([torch.from_numpy(image).permute(2, 0, 1).float().to(device) / 255])[0]
+        if len(found["scores"]):
+            pose = best_person(found, threshold)
+            poses[Path(path).name] = (pose / [image.shape[1], image.shape[0], 1]).astype(np.float32)
+    return poses
+
+
+def detector(weights: str):
+    """Keypoint R-CNN from a checkpoint file or, with "download", torchvision's COCO_V1."""
+    from torchvision.models import detection
+
+    choice = detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
+    model = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=512)
+    if weights == "download":
+        state = choice.get_state_dict(progress=False, check_hash=True)
+    elif not weights or not Path(weights).is_file():
+        raise FileNotFoundError("poses: the data set has no poses.json and no poses/ folder, so they must be detected: "
+                                f"give --variant detector=PATH of {choice.url}, or detector=download")
+    else:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    model.load_state_dict(state)
+    return model
+
+
+def best_person(found: dict, threshold: float) -> np.ndarray:
+    """OpenPose points (18, 3) in pixels of the best-scored person in a detector's output."""
+    best = int(found["scores"].argmax())
+    points = found["keypoints"][best].cpu().numpy().astype(np.float32)
+    points[:, 2] = found["keypoints_scores"][best].cpu().numpy() > threshold
+    points[points[:, 2] == 0] = 0
+    return from_coco(points)
+
+
+# ---------------------------------------------------------------------------------------------------- canonical poses
+def builtin() -> np.ndarray:
+    """Front, back, right and left profile (4, 18, 3): the fallback where too few complete poses exist."""
+    front = np.array([(.50, .12), (.50, .20), (.38, .21), (.33, .34), (.31, .46), (.62, .21), (.67, .34), (.69, .46),
+                      (.42, .49), (.42, .69), (.42, .89), (.58, .49), (.58, .69), (.58, .89), (.47, .105), (.53, .105),
+                      (.43, .115), (.57, .115)])
+    right = np.array([(.58, .12), (.48, .20), (.49, .21), (.45, .34), (.52, .45), (.47, .21), (.53, .33), (.60, .43),
+                      (.50, .49), (.58, .68), (.55, .88), (.49, .49), (.44, .69), (.33, .85), (.56, .10), (0, 0),
+                      (.49, .11), (0, 0)])
+    front, right = (np.column_stack([points, (points.sum(1) > 0)]) for points in (front, right))
+    back = front.copy()
+    back[:, 0] = 1 - back[:, 0]
+    back[[0, 14, 15]] = 0
+    swap = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+    left = right[swap].copy()
+    left[:, 0] = np.where(left[:, 2] > 0, 1 - left[:, 0], 0)
+    return np.stack([front, back, right, left]).astype(np.float32)
+
+
+def canonical(poses: dict[str, np.ndarray], seed: int = 0) -> np.ndarray:
+    """Four poses (4, 18, 3): medoids of k-means (10 restarts) over poses with a complete body.
+
+    Poses are centred on the mid-hip, scaled by neck-hip length, and joined by which joints of the face are seen. The
+    medoid is a real pose; a mean would be blurred. Fewer than 40 complete poses: the built-in four.
+    """
+    from sklearn.cluster import KMeans
+
+    body = [i for i in range(18) if i not in FACE]
+    whole = np.stack([p for _, p in sorted(poses.items()) if (p[body, 2] > 0).all()] or [np.zeros((18, 3))])
+    if len(whole) < 10 * POSES:
+        return builtin()
+    middle = (whole[:, 8, :2] + whole[:, 11, :2]) / 2
+    length = np.linalg.norm(whole[:, 1, :2] - middle, axis=1).clip(1e-3)
+    shape = ((whole[:, body, :2] - middle[:, None]) / length[:, None, None]).reshape(len(whole), -1)
+    points = np.column_stack([shape, whole[:, FACE, 2] > 0])
+    fitted = KMeans(POSES, n_init=10, random_state=seed).fit(points)
+    distance = np.linalg.norm(points[:, None] - fitted.cluster_centers_[None], axis=2)
+    return whole[distance.argmin(0)]

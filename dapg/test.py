@@ -1,0 +1,160 @@
+"""Evaluate a fine-tuned network, clean and corrupted, and draw the paper's figures.
+
+    python dapg/test.py --checkpoint logs/dapg/sysu/agw/ours/sysu/seed0                  # both protocols, clean and -C
+    python dapg/test.py --checkpoint CHECKPOINT --corruption fog --severity 3            # one type, one severity
+    python dapg/test.py --checkpoint CHECKPOINT --noise-exclude fog snow                 # -C without these types
+    python dapg/test.py --figure 1                                                       # clean and -C bars of results
+    python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
+    python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+import numpy as np
+import torch
+
+from common import checkpoints, inputs, runtime, visualize
+from dapg import agw, corruptions, downstream, gan, noise, pose
+from dapg.flags import variants
+from dapg.pretrain import Views
+from results import schema
+
+FIGURE1 = ("agw/in", "cil/in", "agw/ours", "cil/ours")
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint, draw figures.")
+    parser.add_argument("--checkpoint", help="a checkpoint of stage agw or cil, or its log folder (the newest one)")
+    parser.add_argument("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
+    parser.add_argument("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
+    parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own")
+    parser.add_argument("--corruption", choices=corruptions.BENCH20, help="this type alone instead of all 20")
+    parser.add_argument("--severity", type=int, choices=range(1, 6), help="this severity instead of U{1..5}")
+    parser.add_argument("--noise-exclude", nargs="+", default=[], metavar="NAME", choices=corruptions.BENCH20)
+    parser.add_argument("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
+    parser.add_argument("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
+    parser.add_argument("--out", default=".", help="folder for the pictures")
+    parser.add_argument("--data-dir", help="folder that holds the data sets")
+    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
+    parser.add_argument("--logs-dir", default=str(runtime.ROOT / "logs"))
+    parser.add_argument("-j", "--workers", type=int, default=2)
+    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
+    parser.add_argument("--cache-dir")
+    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    args = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.figure is None):
+        parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
+    return args
+
+
+def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
+    """The network of a checkpoint file or log folder, the flags it was trained with, and the file."""
+    file = Path(path)
+    if file.is_dir():
+        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    state = checkpoints.read(file)
+    trained = Namespace(**state["args"])
+    weights = checkpoints.strip_prefixes(state["state_dict"])
+    if getattr(trained, "stage", None) not in ("agw", "cil") or "classifier.weight" not in weights:
+        raise ValueError(f"{file} is no checkpoint of --stage agw or cil")
+    network = agw.TwoStream(len(weights["classifier.weight"]), trained.backbone, variants(trained)["nl_inter"])
+    checkpoints.fit(network, weights, file)
+    return network.eval(), trained, file
+
+
+def evaluate(args) -> None:
+    """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
+    network, trained, file = load_network(args.checkpoint)
+    given = {k: getattr(args, k) for k in ("dataset", "data_dir", "synthetic") if getattr(args, k) is not None}
+    here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
+    merged = Namespace(**{**vars(trained), "data_dir": "data", "results_dir": ".", **given, **here, "compile": False,
+                          "split": args.split or getattr(trained, "split", None)})
+    run = runtime.start(merged, "dapg")
+    data = downstream.Data(merged, run).open(merged, run)
+    types = [args.corruption] if args.corruption else [t for t in corruptions.BENCH20 if t not in args.noise_exclude]
+    single = args.corruption is not None or args.severity is not None
+    chosen = downstream.choose(types, args.severity or 0, args.draws)
+    metrics = downstream.evaluate(run, network.to(run.device), data, merged.stage, clean=not single, chosen=chosen)
+    runtime.say(run, f"{file.name} on {inputs.data_name(data.data)}; -C with {', '.join(types)}, severity "
+                     f"{args.severity or '1..5'}, {args.draws} draws")
+    downstream.show(run, metrics)
+
+
+def figure1(out: Path) -> Path:
+    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the results there are, and of the paper."""
+    names, bars = [], {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+    rows, found = schema.load_rows(runtime.ROOT, "dapg"), schema.read_all(runtime.ROOT, "dapg")
+    for name in FIGURE1:
+        row = f"{name}/sysu"
+        real = [r.metrics for r in found if r.row == row and not r.size]
+        names.append(name)
+        for key, ending in (("all.rank1", ""), ("all_c.rank1", " -C")):
+            bars[f"paper{ending}"].append(100 * rows[row]["paper"][key])
+            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in real]) if real else np.nan)
+    return draw_bars(out / "figure1.png", names, bars)
+
+
+def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]]) -> Path:
+    """Grouped bars, per cent; missing values (nan) leave a gap."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    for i, (label, values) in enumerate(bars.items()):
+        axes.bar(np.arange(len(names)) + 0.2 * (i - 1.5), np.nan_to_num(values), 0.2, label=label)
+    axes.set_xticks(np.arange(len(names)), names)
+    axes.set_ylabel("rank-1 (%), SYSU-MM01, all search")
+    axes.legend()
+    checkpoints.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return path
+
+
+def figure3(args, out: Path) -> Path:
+    """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images."""
+    run, samples = opened(args, "luperson")
+    chosen = samples[:: max(1, len(samples) // 6)][:6]
+    store = inputs.open_images(run, chosen, 256, 128, "figure 3")
+    pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
+    views = tuple(Views("pad")(pixels, generator) for _ in range(3))
+    group = noise.noise_group(views, noise.draw_noise(len(chosen), np.random.default_rng(0)), generator)
+    columns = [x.permute(0, 2, 3, 1).cpu().numpy() for x in (views[0], *group[:4])]
+    titles = ["clean", "x_q", "x_1", "x_2", "x_mix"]
+    return visualize.grid(out / "figure3.png", list(zip(*columns)), column_titles=titles)
+
+
+def figure4(args, out: Path) -> Path:
+    """Fig. 4: source images and their four generated poses."""
+    _, samples = opened(args, "market")
+    chosen = [s.path for s in samples[:: max(1, len(samples) // 5)][:5]]
+    files = gan.generated_files(args, chosen)
+    rows = [[path, *files[pose.POSES * i:pose.POSES * (i + 1)]] for i, path in enumerate(chosen)]
+    titles = ["source", *(f"pose {i + 1}" for i in range(pose.POSES))]
+    return visualize.grid(out / "figure4.png", rows, column_titles=titles)
+
+
+def opened(args, dataset: str):
+    """A run without a log, and the training samples of the figure's data set."""
+    defaults = {"dataset": dataset, "data_dir": "data", "row": "figure", "seed": 0, "results_dir": ".",
+                "compile": False, "deterministic": False}
+    args = Namespace(**{**defaults, **{k: v for k, v in vars(args).items() if v is not None}})
+    args = Namespace(**{"synthetic": None, "cache_dir": None, **vars(args)})
+    run = runtime.start(args, "dapg")
+    return run, inputs.dataset(run, args.dataset).train
+
+
+def main(args):
+    if args.checkpoint:
+        return evaluate(args)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    print({1: lambda: figure1(out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}[args.figure]())
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    with torch.inference_mode():
+        runtime.execute(main, arguments)

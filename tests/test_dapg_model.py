@@ -1,0 +1,281 @@
+"""Networks: encoders, queue, momentum, shuffled BatchNorm, gather with gradient, trunk loader, AGW, PN-GAN."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+
+from dapg import agw, model, pngan, trunk
+
+
+def tiny(**options):
+    return model.Contrast("resnet18", size=16, dim=8, **options)
+
+
+def images(*shape):
+    return torch.rand(*shape, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+# ------------------------------------------------------------------------------------------------------ queue, momentum
+def test_the_queue_is_filled_in_order_and_wraps_around():
+    net, before = tiny(), tiny().queue.clone()
+    keys = F.normalize(torch.arange(24 * 8.0).view(24, 8) + 1, dim=1)
+    net.enqueue(keys[:10])
+    assert torch.equal(net.queue[:10], keys[:10]) and torch.equal(net.queue[10:], before[10:]) and net.pointer == 10
+    net.enqueue(keys[10:20])
+    assert torch.equal(net.queue[10:], keys[10:16]) and torch.equal(net.queue[:4], keys[16:20]) and net.pointer == 4
+
+
+def test_momentum_moves_parameters_only_and_gradients_reach_only_q():
+    net = tiny(momentum=0.9)
+    with torch.no_grad():
+        for p in net.encoder_q.parameters():
+            p.add_(1)
+    old = [p.clone() for p in net.encoder_k.parameters()]
+    stats = net.encoder_k.trunk.bn1.running_mean.clone()
+    net.follow()
+    for p, q, was in zip(net.encoder_k.parameters(), net.encoder_q.parameters(), old):
+        assert torch.allclose(p, 0.9 * was + 0.1 * q, atol=1e-5)
+    assert torch.equal(net.encoder_k.trunk.bn1.running_mean, stats)
+    z, k = net(images(4, 4), images(3, 4), torch.randperm(12))
+    assert not torch.equal(net.encoder_k.trunk.bn1.running_mean, stats)  # its own forward pass moves them
+    from dapg import losses
+    losses.constraint(z[1:] @ net.queue.T).backward()
+    assert all(p.grad is not None for p in net.encoder_q.parameters())
+    assert all(p.grad is None for p in net.encoder_k.parameters()) and not k.requires_grad
+
+
+def test_keys_return_in_their_order_and_are_encoded_in_chunks():
+    net = tiny(bn_splits=1).eval()
+    x = images(3, 4)
+    straight = F.normalize(net.encoder_k(x.flatten(0, 1)), dim=1)
+    for splits in (1, 4):
+        net.bn_splits = splits
+        for order in (torch.arange(12), torch.randperm(12, generator=torch.Generator().manual_seed(0))):
+            with torch.no_grad():
+                assert torch.allclose(net.shuffled(x.flatten(0, 1), order), straight, atol=1e-5)
+    net.train()
+    net.bn_splits = 1
+    with torch.no_grad():
+        whole = net.shuffled(x.flatten(0, 1), torch.arange(12))
+        net.bn_splits = 4
+        parts = net.shuffled(x.flatten(0, 1), torch.arange(12))
+    assert (whole - parts).abs().max() > 1e-3  # a permutation alone changes nothing, the split does
+
+
+@pytest.mark.parametrize("count, wanted, size", [(4_180_000, None, 65536), (12936, None, 2048), (1200, None, 256),
+                                                 (8, None, 4), (8, 512, 512)])
+def test_queue_is_at_most_a_quarter_of_the_images(count, wanted, size):
+    assert model.queue_size(count, wanted) == size
+
+
+def two_ranks(rank, path, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    x = torch.arange(6.0).view(2, 3) + 10 * rank
+    x.requires_grad_()
+    everything = model.gather_with_gradient(x)
+    weight = torch.arange(12.0).view(4, 3) * (rank + 1)
+    (everything * weight).sum().backward()
+    net = tiny(bn_splits=2).eval()
+    keys = images(2, 8)[:, 4 * rank:4 * rank + 4]  # (P, B, ...)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        k = net.shuffled(keys.flatten(0, 1), order)
+    net.enqueue(k[:4])
+    torch.save({"gathered": everything.detach(), "grad": x.grad, "k": k, "queue": net.queue, "pointer": net.pointer,
+                "sum": model.checksum(net.queue)}, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_gather_shuffle_and_fill_equal_queues(tmp_path):
+    torch.manual_seed(0)
+    mp.spawn(two_ranks_seeded, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    want = torch.cat([torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3) + 10])
+    assert torch.equal(a["gathered"], want) and torch.equal(b["gathered"], want)
+    grad = 3 * torch.arange(12.0).view(4, 3)  # the sum over both ranks' losses
+    assert torch.equal(a["grad"], grad[:2]) and torch.equal(b["grad"], grad[2:])
+    torch.manual_seed(7)
+    net = tiny().eval()
+    with torch.no_grad():
+        for rank, found in enumerate((a, b)):
+            own = images(2, 8)[:, 4 * rank:4 * rank + 4].flatten(0, 1)
+            assert torch.allclose(found["k"], F.normalize(net.encoder_k(own), dim=1), atol=1e-5)
+    assert torch.equal(a["queue"], b["queue"]) and int(a["pointer"]) == 8 and a["sum"] == b["sum"]
+    assert torch.equal(a["queue"][:8], torch.cat([a["k"][:4], b["k"][:4]]))
+
+
+def two_ranks_seeded(rank, path, out):
+    torch.manual_seed(7)
+    two_ranks(rank, path, out)
+
+
+def test_checksum_sees_a_change_and_a_swap():
+    x = torch.randn(6, 4)
+    assert model.checksum(x) == model.checksum(x.clone())
+    assert model.checksum(x) != model.checksum(x[[1, 0, 2, 3, 4, 5]]) and model.checksum(x) != model.checksum(x + 1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------- trunk
+FULL = trunk.resnet("resnet50")
+STATE = {k: v for k, v in FULL.state_dict().items()}
+
+
+def prefixed(prefix, extra=()):
+    return {**{f"{prefix}{k}": v for k, v in STATE.items()}, **{k: torch.zeros(2) for k in extra}}
+
+
+@pytest.mark.parametrize("content", [
+    prefixed(""), {"state_dict": prefixed("module.encoder_q.", ["module.encoder_q.fc1.weight", "module.queue"])},
+    {"model": prefixed("visual.cnn.", ["textual.embedding.weight"])}, {"online_network": prefixed("encoder.")},
+    {"state_dict": {k: v for k, v in prefixed("backbone.").items() if "num_batches" not in k}},
+], ids=["flat", "moco", "virtex", "byol", "without counters"])
+def test_public_checkpoint_forms_load(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    found = trunk.load(str(tmp_path / "w.pth"), "resnet50", "logs", None)
+    assert len(found) == 318 and all(torch.equal(found[k], STATE[k]) for k in trunk.needed(FULL))
+    assert len(trunk.needed(FULL)) == 265
+
+
+def test_the_query_encoder_wins_over_the_momentum_copy():
+    key = {f"encoder_k.{k}": v + 1 for k, v in STATE.items()}
+    found = trunk.find_trunk({**key, **prefixed("encoder_q.trunk.")}, FULL, "x")
+    assert torch.equal(found["conv1.weight"], STATE["conv1.weight"])
+    flat = trunk.find_trunk({**key, **prefixed("")}, FULL, "x")
+    assert torch.equal(flat["conv1.weight"], STATE["conv1.weight"])
+
+
+def test_every_missing_tensor_is_listed_and_other_files_are_refused(tmp_path):
+    broken = prefixed("")
+    gone = ["layer3.5.bn2.running_var", "layer4.2.conv3.weight"]
+    for key in gone:
+        del broken[key]
+    with pytest.raises(ValueError, match="2 of 265") as error:
+        trunk.find_trunk(broken, FULL, "w.pth")
+    assert all(key in str(error.value) for key in gone)
+    with pytest.raises(ValueError, match="of another shape: layer1.0.conv1.weight"):
+        trunk.find_trunk({**STATE, "layer1.0.conv1.weight": torch.zeros(1)}, FULL, "w.pth")
+    with pytest.raises(ValueError, match="no ResNet trunk"):
+        trunk.find_trunk({"a": torch.zeros(3)}, FULL, "w.pth")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        trunk.load(str(tmp_path / "none.pth"), "resnet50", "logs", None)
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match="not a readable"):
+        trunk.load(str(tmp_path / "cut.pth"), "resnet50", "logs", None)
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("/tmp/dapg_should_not_exist", "w"))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="not a readable"):
+        trunk.read(tmp_path / "evil.pth")
+
+
+def test_exported_trunks_and_rows_are_found_by_kind(tmp_path):
+    net = trunk.resnet("resnet18")
+    for data in ("luperson", "luperson-synthetic-small"):
+        folder = tmp_path / "dapg" / data / "robust/dapg" / "seed0"
+        folder.mkdir(parents=True)
+        trunk.export(folder / "trunk.pt", net, {"stage": "robust", "images": 3})
+    for synthetic, place in ((None, "luperson"), ("small", "luperson-synthetic-small")):
+        assert trunk.row_file("robust/dapg", "trunk.pt", tmp_path, synthetic).parts[-5:-3] == (place, "robust")
+        assert trunk.load("row:robust/dapg", "resnet18", str(tmp_path), synthetic).keys() == net.state_dict().keys()
+    with pytest.raises(FileNotFoundError, match="--row align/dapg --synthetic full"):
+        trunk.row_file("align/dapg", "trunk.pt", tmp_path, "full")
+
+
+def test_schedules():
+    assert [round(trunk.cosine(e, 300, 10), 3) for e in (0, 5, 10, 155, 300)] == [0, 0.5, 1, 0.5, 0]
+    assert [agw.schedule(e) for e in (0, 9, 10, 19, 20, 49, 50, 80)] == [0.1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+# ------------------------------------------------------------------------------------------------------------------ AGW
+def test_agw_has_the_live_parameters_of_the_authors_network_and_an_18x9_map():
+    net = agw.TwoStream(395).eval()
+    assert sum(p.numel() for p in net.parameters()) == 24_359_311
+    seen = []
+    net.layers[3].register_forward_hook(lambda *a: seen.append(a[2].shape))
+    with torch.no_grad():
+        pooled, logits = net(torch.zeros(1, 3, 288, 144), torch.zeros(1, 3, 288, 144))
+    assert seen == [(2, 2048, 18, 9)] and pooled.shape == (2, 2048) and logits.shape == (2, 395)
+    assert not net.neck.bias.requires_grad and sorted(net.non_local) == ["2_2", "2_3", "3_3", "3_4", "3_5"]
+
+
+def test_both_stems_and_the_layers_start_from_the_trunk():
+    source = trunk.resnet("resnet18")
+    net = agw.TwoStream(5, "resnet18")
+    net.load_trunk(source.state_dict())
+    for stem in (net.visible, net.infrared):
+        assert torch.equal(stem[0].weight, source.conv1.weight)
+    assert net.visible[0].weight.data_ptr() != net.infrared[0].weight.data_ptr()
+    assert torch.equal(net.layers[3][1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_non_local_equals_its_definition_and_starts_as_identity():
+    block = agw.NonLocal(6, inner=2).eval()
+    x = torch.randn(2, 6, 4, 3)
+    assert torch.equal(block(x), x)
+    nn.init.ones_(block.norm.weight)
+    g, theta, phi = (f(x).flatten(2) for f in (block.g, block.theta, block.phi))
+    y = torch.zeros_like(g)
+    for m in range(12):
+        for n in range(12):
+            y[:, :, m] += (theta[:, :, m] * phi[:, :, n]).sum(1, keepdim=True) * g[:, :, n] / 12
+    assert torch.allclose(block(x), x + block.norm(block.w(y.view(2, 2, 4, 3))), atol=1e-5)
+
+
+def test_gem_is_the_cubic_mean_and_groups_have_their_rates():
+    net = agw.TwoStream(4, "resnet18").eval()
+    x = torch.rand(2, 3, 64, 32)
+    maps = []
+    net.layers[3].register_forward_hook(lambda *a: maps.append(a[2]))
+    with torch.no_grad():
+        pooled = net.pooled(x, None)
+    want = (maps[0].clamp_min(0).pow(3).mean((2, 3)) + 1e-12).pow(1 / 3)
+    assert torch.allclose(pooled, want, rtol=1e-4)
+    groups = agw.parameter_groups(net, 0.1)
+    assert [round(g["lr"], 3) for g in groups] == [0.01, 0.1] and len(groups[1]["params"]) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- PN-GAN
+def test_pngan_has_the_published_sizes():
+    gan = pngan.PNGAN()
+    assert sum(p.numel() for p in gan.generator.parameters()) == 11_387_584
+    assert sum(p.numel() for p in gan.discriminator.parameters()) == 2_764_672
+    with torch.no_grad():
+        assert gan.discriminator(torch.zeros(1, 3, 256, 128)).shape == (1, 1, 26, 10)
+        small = pngan.Generator(8, 2)
+        fake = small(torch.zeros(1, 3, 64, 32), torch.zeros(1, 3, 64, 32))
+        assert fake.shape == (1, 3, 64, 32) and fake.abs().max() <= 1
+        x = torch.rand(2, 3, 64, 32)
+        assert torch.allclose(small.train()(x, x), small.eval()(x, x), atol=1e-6)  # InstanceNorm keeps no statistics
+
+
+def test_gan_losses_are_least_squares_and_l1():
+    gan = pngan.PNGAN(4, 1)
+    fake, source = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    d_fake, d_real = gan.discriminator(fake), gan.discriminator(source)
+    loss, l1 = pngan.generator_loss(gan, fake, source)
+    assert torch.allclose(loss, (d_fake - 1).pow(2).mean() + 10 * (fake - source).abs().mean(), atol=1e-5)
+    assert torch.allclose(l1, (fake - source).abs().mean())
+    want = d_fake.pow(2).mean() + (d_real - 1).pow(2).mean()
+    assert torch.allclose(pngan.discriminator_loss(gan, fake, source), want, atol=1e-5)
+
+
+def test_gan_rate_is_constant_then_falls_to_zero():
+    gan = pngan.PNGAN(2, 1)
+    optimizers = pngan.Optimizers(gan, 1.0)
+    decay, rates = pngan.Decay(optimizers, 1.0, 20), []
+    for _ in range(20):
+        decay.step()
+        rates.append(optimizers.parts[1].param_groups[0]["lr"])
+    assert rates[:10] == [1.0] * 10 and np.allclose(rates[10:], np.arange(9, -1, -1) / 10)
+    assert torch.equal(pngan.to_pixels(pngan.to_tanh(torch.arange(256, dtype=torch.uint8))), torch.arange(256).byte())
