@@ -69,8 +69,9 @@ def pixelwise(images, parts, draw, classes=(2, 3)):
 
 
 def seconds(work, device, rounds):
-    """The shortest wall time of one call after a warm-up."""
-    work()
+    """The shortest wall time of one call; with more than one round after a warm-up."""
+    if rounds > 1:
+        work()
     times = []
     for _ in range(rounds):
         if device.type == "cuda":
