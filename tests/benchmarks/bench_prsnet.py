@@ -1,12 +1,11 @@
-"""Pre-training images per second: PRSNet against MAE at equal batch, the loop against the bare step, and the card's peak.
+"""Pre-training images a second: PRSNet against MAE at equal batch, the loop against the bare step, the card's peak.
 
     python tests/benchmarks/bench_prsnet.py                                                   # CPU, a network for tests
     python tests/benchmarks/bench_prsnet.py --size full --batch-size 256 --amp bf16 --compile # on a GPU
 
-step: forward, backward and AdamW on a batch that lies on the device; loop: the same behind the decoded store, the random
-resized crop and the mask, as prsnet/pretrain.py runs it; loop / step is the share that the data path leaves. The peak is
-that of a large matrix product in the same precision, measured here; the share counts a step as three forward passes.
-Each figure is the median over rounds, the sides in turn.
+step: forward, backward and AdamW on a batch that lies on the device; loop: the same behind the decoded store, the
+random resized crop and the mask, as prsnet/pretrain.py runs it; loop / step is the share that the data path leaves. The
+peak is that of a large matrix product in the same precision, measured here; a step counts as three forward passes. Each figure is the median over rounds, the sides in turn.
 """
 
 import argparse
@@ -127,7 +126,8 @@ def main(args) -> dict:
     for name, side in sides.items():
         step, loop = (args.batch_size * args.steps / median(times[name, kind]) for kind in ("step", "loop"))
         share = step * 3 * side.flops / peak
-        found[name] = {"step_images_s": step, "loop_images_s": loop, "loop_over_step": loop / step, "share_of_peak": share}
+        figures = {"step_images_s": step, "loop_images_s": loop, "loop_over_step": loop / step, "share_of_peak": share}
+        found[name] = figures
         print(
             f"{name:<8} step {step:8.1f} images/s, loop {loop:8.1f} images/s, loop / step {loop / step:.3f}, "
             f"{100 * share:.1f} % of {peak / 1e12:.2f} TFLOP/s measured here"
