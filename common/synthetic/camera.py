@@ -12,7 +12,7 @@ import numpy as np
 
 from common.synthetic.pose import View
 
-CAMERA_STRENGTH = 0.26
+CAMERA_STRENGTH = 0.2
 
 
 class Camera(NamedTuple):
