@@ -1,4 +1,4 @@
-"""Augmentation: each primitive equals PIL or torchvision for the same parameters; the draws have their distributions."""
+"""Augmentation: each primitive equals PIL or torchvision for the same parameters; draws have their distributions."""
 
 import math
 from fractions import Fraction
@@ -231,7 +231,7 @@ def test_batches_still_held_keep_their_values_when_memory_is_used_again():
     images, other = random_images(seed=1), random_images(seed=2)
     augment = T.Augment()
     expected = augment(images, generator()).clone()
-    held = [keep(augment(images, generator())) for keep in (lambda x: x[3:5], lambda x: x.view(-1), lambda x: x.numpy())]
+    held = [keep(augment(images, generator())) for keep in (lambda x: x[3:5], torch.flatten, torch.Tensor.numpy)]
     for _ in range(4):
         augment(other, generator())
         T.normalize(other)
