@@ -2,7 +2,7 @@
 
     bash prsnet/run_pretrain.sh                              # all GPUs, resumes by itself
     python prsnet/pretrain.py --row pretrain/prsnet          # one GPU; --row pretrain/mae for the baseline of Table III
-    python prsnet/pretrain.py --row demo/pretrain            # one CPU, minutes, rendered people, nothing to download
+    python prsnet/pretrain.py --row demo/pretrain            # one CPU, rendered people, nothing to download
 
 The loss starts near 1 (normalised images have about unit variance) and must fall well below the value of drawing every
 image's mean colour, which is printed beside it. best.pt in the log folder has the lowest loss (sec. IV-A).
