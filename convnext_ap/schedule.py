@@ -21,6 +21,7 @@ class Plan(NamedTuple):
     warmup: int = 5
     lr: float = 0.1
     trunk_factor: float = 0.1  # the trunk's rate over the heads'
+    later_factor: float = 0.1  # the rate of the later stages over lr
 
     @property
     def total(self) -> int:
@@ -55,7 +56,7 @@ def learning_rate(epoch: int, plan: Plan, group: str) -> float:
     if stage == "pcb":
         rate = 0.0 if group == "assign" else warmup_cosine(epoch, plan.epochs, plan.warmup, plan.lr)
     elif stage == "assign":
-        rate = 0.1 * plan.lr if group == "assign" else 0.0
+        rate = plan.later_factor * plan.lr if group == "assign" else 0.0
     else:
-        rate = 0.1 * plan.lr
+        rate = plan.later_factor * plan.lr
     return rate * plan.trunk_factor if group == "trunk" else rate

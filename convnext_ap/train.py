@@ -27,7 +27,7 @@ from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_si
 
 VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
     "part_reduce": ("sum", "mean"), "circle_on": ("global", "concat"), "circle_mode": ("pool", "anchor"), "m": 0.25,
-    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "clip": 5.0, "erase": 0.5, "drop_path": 0.2,
+    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "later_lr": 0.1, "clip": 5.0, "erase": 0.5, "drop_path": 0.2,
     "dropout": 0.5, "head_relu": ("off", "on"), "final_norm": ("off", "on"),
 }
 
@@ -111,7 +111,8 @@ def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:
 def make_plan(args: Namespace) -> schedule.Plan:
     """The epochs of the three stages and their learning rates."""
     later = (args.rpp_epochs, args.joint_epochs) if args.parts else (0, 0)
-    return schedule.Plan(args.epochs, *later, args.warmup, args.lr, variants(args)["trunk_lr"])
+    v = variants(args)
+    return schedule.Plan(args.epochs, *later, args.warmup, args.lr, v["trunk_lr"], v["later_lr"])
 
 
 def build(args, run, num_classes, plan):
