@@ -27,8 +27,8 @@ from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_si
 
 VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
     "part_reduce": ("sum", "mean"), "circle_on": ("global", "concat"), "circle_mode": ("pool", "anchor"), "m": 0.25,
-    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "later_lr": 0.1, "clip": 5.0, "erase": 0.5, "drop_path": 0.2,
-    "dropout": 0.5, "head_relu": ("off", "on"), "final_norm": ("off", "on"),
+    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "later_lr": 0.1, "clip": 5.0, "erase": 0.5,
+    "drop_path": 0.2, "dropout": 0.5, "head_relu": ("off", "on"), "final_norm": ("off", "on"),
 }
 
 
