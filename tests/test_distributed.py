@@ -47,7 +47,7 @@ def test_nan_on_one_rank_stops_all_before_any_weight_changes(tmp_path):
     done = script(path, launcher=TORCHRUN)
     assert done.returncode != 0
     assert "epoch 3, step 7, lr 0.25" in done.stderr
-    assert {"rank 0 unchanged True", "rank 1 unchanged True"} <= set(done.stdout.splitlines())
+    assert all(f"rank {rank} unchanged True" in done.stdout for rank in (0, 1))  # lines of two processes may join
 
 
 def test_failure_on_one_rank_ends_the_job(tmp_path):
