@@ -79,7 +79,7 @@ def start(args: Namespace, project: str) -> Run:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not args.deterministic
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=1))
+        _join("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(hours=1))
     run = Run(
         project,
         args.row,
@@ -93,6 +93,15 @@ def start(args: Namespace, project: str) -> Run:
     )
     _seed(args.seed)  # the same on all ranks: they build equal models
     return run
+
+
+def _join(backend: str, timeout: datetime.timedelta) -> None:
+    """Default process group under torchrun. Keys carry the number of restarts, as the addresses of an earlier life of
+    the job may still lie in the launcher's store and would be connected to.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def open_log(run: Run, data_name: str) -> None:

@@ -53,8 +53,15 @@ def kill_after(epoch, arguments, out, launcher):
     while not list(out.glob(f"logs/aff_scl/*/*/seed0/checkpoint_{epoch:04d}.pt")):
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    for pid in (process.pid, *children(process.pid)):
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
+
+
+def children(pid):
+    """All processes below one; torchrun gives each worker a session of its own, so that a group would miss them."""
+    own = [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+    return own + [below for child in own for below in children(child)]
 
 
 def assert_equal(a, b, where="checkpoint"):
