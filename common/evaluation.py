@@ -15,8 +15,8 @@ from common.distances import Array
 from common.images import ImageStore, batches
 from common.transforms import normalize
 
-BLOCK_BYTES = 16 * 2**20  # of one block of distances; ranking needs two of that size
-CACHED_VALUES = 2**17  # distances that a thread sorts at a time, twice that in a core's cache
+BLOCK_BYTES = (32 * 2**20, 16 * 2**20)  # of one block of distances on the CPU, on a device (sorting needs four there)
+CACHED_VALUES = 2**19  # distances that a thread combines and ranks at a time, about what a core caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -139,7 +139,7 @@ def rank_metrics(
 
     Gallery rows of the query's pid and camid, and of pid -1, are ignored; queries without a match are skipped; ties
     go by gallery index. AP is the mean of the precision at each hit, INP is hits over the rank of the last hit.
-    Distances are fp32, compared as squares. Memory: O(Q x matches) and two blocks of `chunk` x G, never Q x G.
+    Distances are fp32, compared as squares. Memory: O(Q x matches) and a few blocks of `chunk` x G (one on the CPU), never Q x G.
     Raises: ValueError naming the input at fault (NaN or Inf, unequal lengths, nothing to rank, unknown metric).
     """
     (query, _), (gallery, norms) = distances.features(query, "query"), distances.features(gallery, "gallery")
@@ -154,7 +154,7 @@ def rank_metrics(
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
             distances.products(query[start:stop], gallery, metric, out=out)
 
-        return _metrics(fill, pairs, _Sorter(query.device, terms, combine), torch.float32, max_rank, chunk)
+        return _metrics(fill, pairs, _Ranker(query.device, terms, combine), torch.float32, max_rank, chunk)
 
 
 def rank_metrics_from_distances(
@@ -168,7 +168,7 @@ def rank_metrics_from_distances(
 ) -> RankMetrics:
     """`rank_metrics` of a given matrix dist (Q, G), smaller is closer; float64 is compared as float64, else as float32.
 
-    Memory: two blocks of `chunk` x G. Raises: ValueError as `rank_metrics`, also for NaN or Inf in dist.
+    Memory: a few blocks of `chunk` x G (one on the CPU). Raises: ValueError as `rank_metrics`, also for NaN or Inf in dist.
     """
     dist = torch.as_tensor(dist).detach()
     if dist.ndim != 2:
@@ -183,7 +183,7 @@ def rank_metrics_from_distances(
             raise ValueError(f"dist: NaN or Inf in row {start + row}")
 
     dtype = dist.dtype if dist.dtype == torch.float64 else torch.float32
-    return _metrics(fill, pairs, _Sorter(dist.device), dtype, max_rank, chunk)
+    return _metrics(fill, pairs, _Ranker(dist.device), dtype, max_rank, chunk)
 
 
 class _Pairs:
@@ -238,50 +238,78 @@ def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + count, count)
 
 
-class _Sorter:
-    """Sorts the rows of a block, after combining them with `terms` (G,) if given, by (numpy function, torch function).
-
-    On the CPU a few rows at a time, while they are in cache: numpy's sort is several times faster than torch's.
+class _Ranker:
+    """Counts what comes before each match in a block of distances, after combining the block with `terms` (G,) if given,
+    by (numpy function, torch function).
     """
 
     def __init__(self, device: torch.device, terms: torch.Tensor | None = None, combine: tuple = ()):
         self.device, self.terms, self.combine = device, terms, combine
 
-    def __call__(self, dist: torch.Tensor, ordered: torch.Tensor, pool: ThreadPoolExecutor) -> None:
-        """Combines dist (b, G) in place and writes its rows, each ascending, into `ordered`."""
-        if self.device.type == "cpu":
-            rows = max(1, CACHED_VALUES // dist.shape[1])
-            parts = [slice(first, first + rows) for first in range(0, len(dist), rows)]
-            list(pool.map(lambda part: self._sort_few(dist.numpy()[part], ordered.numpy()[part]), parts))
-            return
+    def __call__(self, dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, pool) -> torch.Tensor:
+        """(P,) int64: how many columns of dist (b, G) come before each match (rows[p], columns[p]), ties by column.
+        Matches go by ascending row. Changes dist.
+        """
+        if self.device.type != "cpu":
+            return self._by_sorting(dist, rows, columns)
+        ends = np.searchsorted(rows.numpy(), np.arange(len(dist) + 1))
+        matches = [columns.numpy()[low:high] for low, high in zip(ends, ends[1:])]
+        size = max(1, CACHED_VALUES // dist.shape[1])
+        parts = [slice(first, first + size) for first in range(0, len(dist), size)]
+        counts = list(pool.map(lambda part: self._by_row(dist.numpy()[part], matches[part]), parts))
+        return torch.from_numpy(np.concatenate(counts))
+
+    def _by_row(self, dist: np.ndarray, matches: list[np.ndarray]) -> np.ndarray:
+        """A few rows, while they are in a core's cache. Only what is as close as a row's last match is sorted."""
+        if self.terms is not None:
+            self.combine[0](dist, self.terms.numpy(), out=dist)
+        counts = [np.empty(0, np.int64)]
+        for row, columns in zip(dist, matches):
+            if len(columns) == 0:
+                continue
+            values = row[columns]
+            near = row[row <= values.max()]
+            near.sort()
+            closer = near.searchsorted(values)
+            for p in np.flatnonzero(near.searchsorted(values, "right") - closer > 1):
+                closer[p] += np.count_nonzero(row[:columns[p]] == values[p])
+            counts.append(closer)
+        return np.concatenate(counts)
+
+    def _by_sorting(self, dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The whole block; matches are laid out as a padded (b, most matches) table to be looked up in one call."""
         if self.terms is not None:
             self.combine[1](dist, self.terms, out=dist)
-        ordered.copy_(dist.sort(dim=1).values)
+        ordered = dist.sort(dim=1).values
+        count = torch.bincount(rows, minlength=len(dist))
+        place = torch.arange(len(rows), device=dist.device) - (count.cumsum(0) - count)[rows]
+        value = dist[rows, columns]
+        table = dist.new_zeros(len(dist), int(count.max()) if len(rows) else 0)
+        table[rows, place] = value
+        closer = torch.searchsorted(ordered, table)[rows, place]
+        tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
+        tied &= closer + 1 < ordered.shape[1]
+        for p in tied.nonzero()[:, 0].tolist():
+            closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
+        return closer
 
-    def _sort_few(self, source: np.ndarray, target: np.ndarray) -> None:
-        if self.terms is not None:
-            self.combine[0](source, self.terms.numpy(), out=source)
-        target[...] = source
-        target.sort(axis=1)
 
-
-def _metrics(fill, pairs: _Pairs, sort: _Sorter, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
+def _metrics(fill, pairs: _Pairs, rank: _Ranker, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
     """Ranks every match block by block; fill(start, stop, out) writes the distances of queries start..stop."""
-    size = distances.rows_per_block(pairs.num_gallery, chunk, BLOCK_BYTES * 4 // dtype.itemsize)
-    size = min(size, pairs.num_query)
-    buffers = torch.empty(2, size, pairs.num_gallery, dtype=dtype, device=sort.device)
-    junk_columns = torch.from_numpy(pairs.junk_columns).to(sort.device)
+    block_bytes = BLOCK_BYTES[rank.device.type != "cpu"] * 4 // dtype.itemsize
+    size = min(distances.rows_per_block(pairs.num_gallery, chunk, block_bytes), pairs.num_query)
+    block = torch.empty(size, pairs.num_gallery, dtype=dtype, device=rank.device)
+    junk_columns = torch.from_numpy(pairs.junk_columns).to(rank.device)
     ranks = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for start in range(0, pairs.num_query, size):
             stop = min(start + size, pairs.num_query)
-            dist, ordered = buffers[0, :stop - start], buffers[1, :stop - start]
+            dist = block[:stop - start]
             fill(start, stop, dist)
             dist.index_fill_(1, junk_columns, torch.inf)
-            rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, sort.device)
+            rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, rank.device)
             dist[rows, columns] = torch.inf
-            sort(dist, ordered, pool)
-            ranks.append(_ranks(dist, ordered, *_part(pairs.rows, pairs.columns, start, stop, sort.device)))
+            ranks.append(rank(dist, *_part(pairs.rows, pairs.columns, start, stop, rank.device), pool))
     return _summary(pairs, torch.cat(ranks).cpu().numpy(), max_rank)
 
 
@@ -289,24 +317,6 @@ def _part(rows: np.ndarray, columns: np.ndarray, start: int, stop: int, device) 
     """The pairs of queries start..stop; rows count from start."""
     low, high = np.searchsorted(rows, (start, stop))
     return torch.from_numpy(rows[low:high] - start).to(device), torch.from_numpy(columns[low:high]).to(device)
-
-
-def _ranks(dist: torch.Tensor, ordered: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(P,) int64: how many columns come before each match (rows[p], columns[p]), ties by column.
-
-    The matches are laid out as a padded (b, most matches) table to be looked up in the sorted rows in one call.
-    """
-    count = torch.bincount(rows, minlength=len(dist))
-    place = torch.arange(len(rows), device=dist.device) - (count.cumsum(0) - count)[rows]
-    value = dist[rows, columns]
-    table = dist.new_zeros(len(dist), int(count.max()) if len(rows) else 0)
-    table[rows, place] = value
-    closer = torch.searchsorted(ordered, table)[rows, place]
-    tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
-    tied &= closer + 1 < ordered.shape[1]
-    for p in tied.nonzero()[:, 0].tolist():
-        closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
-    return closer
 
 
 def _summary(pairs: _Pairs, ranks: np.ndarray, max_rank: int) -> RankMetrics:
