@@ -69,7 +69,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 class Contrast(nn.Module):
-    """Encoders q and k and the queue of keys (sec. 2.3): MoCo's machinery for groups of several positives.
+    """Encoders q and k and the queue of keys: MoCo's machinery for groups of several positives.
 
     encoder_k follows encoder_q with momentum 0.999, parameters only; its BatchNorm statistics come from its own forward
     passes. Paper silent: the encoders and the negatives; q, k+, k- and x_q are MoCo's names.

@@ -4,6 +4,7 @@
     python dapg/test.py --checkpoint CHECKPOINT --corruption fog --severity 3            # one type, one severity
     python dapg/test.py --checkpoint CHECKPOINT --noise-exclude fog snow                 # -C without these types
     python dapg/test.py --figure 1                                                       # clean and -C bars of results
+    python dapg/test.py --figure 1 --synthetic small                                     # of the small chain's results
     python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
     python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
 """
@@ -23,7 +24,8 @@ from dapg.flags import variants
 from dapg.pretrain import Views
 from results import schema
 
-FIGURE1 = ("agw/in", "cil/in", "agw/ours", "cil/ours")
+FIGURE1 = ("agw/in/sysu", "cil/in/sysu", "agw/ours/sysu", "cil/ours/sysu")
+CHAIN1 = ("chain/agw-sysu-scratch", "chain/cil-sysu-scratch", "chain/agw-sysu", "chain/cil-sysu")  # synthetic people
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -84,30 +86,41 @@ def evaluate(args) -> None:
     downstream.show(run, metrics)
 
 
-def figure1(out: Path) -> Path:
-    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the results there are, and of the paper."""
-    names, bars = [], {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+def figure1(size: str | None, out: Path) -> Path:
+    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the paper and of the results there are.
+
+    With synthetic people of `size` the rows of the small chain alone: nothing of the paper stands beside them.
+    """
+    names = CHAIN1 if size else FIGURE1
     rows, found = schema.load_rows(runtime.ROOT, "dapg"), schema.read_all(runtime.ROOT, "dapg")
-    for name in FIGURE1:
-        row = f"{name}/sysu"
-        real = [r.metrics for r in found if r.row == row and not r.size]
-        names.append(name)
+    bars = {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+    for name in names:
+        own = [r.metrics for r in found if r.row == name and r.size == (size or "")]
         for key, ending in (("all.rank1", ""), ("all_c.rank1", " -C")):
-            bars[f"paper{ending}"].append(100 * rows[row]["paper"][key])
-            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in real]) if real else np.nan)
-    return draw_bars(out / "figure1.png", names, bars)
+            bars[f"paper{ending}"].append(100 * rows[name].get("paper", {}).get(key, np.nan))
+            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in own]) if own else np.nan)
+    place = f"synthetic people ({size})" if size else "SYSU-MM01"
+    labels = [name.removeprefix("chain/").removesuffix("/sysu") for name in names]
+    return draw_bars(out / "figure1.png", labels, bars, f"rank-1 (%), {place}, all search")
 
 
-def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]]) -> Path:
-    """Grouped bars, per cent; missing values (nan) leave a gap."""
+def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title: str) -> Path:
+    """Grouped bars, per cent; a missing value (nan) leaves a gap, a group of nothing else is left out.
+
+    Raises: ValueError if there is no value at all.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4))
-    axes = figure.subplots()
+    bars = {label: values for label, values in bars.items() if not np.isnan(values).all()}
+    if not bars:
+        raise ValueError("figure 1: there is no result to draw; run the rows first (bash dapg/run_chain.sh)")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(bars)
     for i, (label, values) in enumerate(bars.items()):
-        axes.bar(np.arange(len(names)) + 0.2 * (i - 1.5), np.nan_to_num(values), 0.2, label=label)
+        axes.bar_label(axes.bar(np.arange(len(names)) + width * (i - (len(bars) - 1) / 2), values, width, label=label),
+                       fmt="%.1f", fontsize=7)
     axes.set_xticks(np.arange(len(names)), names)
-    axes.set_ylabel("rank-1 (%), SYSU-MM01, all search")
+    axes.set_ylabel(title)
     axes.legend()
     checkpoints.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path
@@ -151,7 +164,8 @@ def main(args):
         return evaluate(args)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    print({1: lambda: figure1(out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}[args.figure]())
+    draw = {1: lambda: figure1(args.synthetic, out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}
+    print(draw[args.figure]())
 
 
 if __name__ == "__main__":

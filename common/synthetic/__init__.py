@@ -119,7 +119,7 @@ def _fill(draft: Path, name: str, size: str, seed: int, workers: int | None) -> 
 def _save(draft: Path, name: str, seed: int, item: layouts.Item) -> int:
     files = OWN[name].draw(item, seed) if name in OWN else {item.path: layouts.draw(name, item, seed).image}
     for path, image in files.items():
-        file, options = draft / path, [] if path.endswith(".png") else [cv2.IMWRITE_JPEG_QUALITY, 95]
+        file, options = draft / path, [cv2.IMWRITE_JPEG_QUALITY, 95] if path.endswith(".jpg") else []
         file.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(file), image[..., ::-1] if image.ndim == 3 else image, options):
             raise OSError(f"could not write {file}; is the disk full?")
