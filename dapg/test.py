@@ -127,16 +127,21 @@ def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title:
 
 
 def figure3(args, out: Path) -> Path:
-    """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images."""
+    """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images, with the noises and severities that were drawn."""
     run, samples = opened(args, "luperson")
     chosen = samples[:: max(1, len(samples) // 6)][:6]
     store = inputs.open_images(run, chosen, 256, 128, "figure 3")
     pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
-    group = noise.noise_group(views, noise.draw_noise(len(chosen), np.random.default_rng(0)), generator)
+    draw = noise.draw_noise(len(chosen), np.random.default_rng(0))
+    group = noise.noise_group(views, draw, generator)
     columns = [x.permute(0, 2, 3, 1).cpu().numpy() for x in (views[0], *group[:4])]
-    titles = ["clean", "x_q", "x_1", "x_2", "x_mix"]
-    return visualize.grid(out / "figure3.png", list(zip(*columns)), column_titles=titles)
+    rows = []
+    for i, pictures in enumerate(zip(*columns)):
+        names = [f"{corruptions.TRAIN15[kind]} {level}" for kind, level in zip(draw.types[i], draw.severities[i])]
+        captions = ["", names[0], f"+ {names[1]}", f"+ {names[2]}", f"{draw.mix[i]:.2f} clean"]
+        rows.append([visualize.Cell(image, caption=text) for image, text in zip(pictures, captions)])
+    return visualize.grid(out / "figure3.jpg", rows, column_titles=["clean", "x_q", "x_1", "x_2", "x_mix"])
 
 
 def figure4(args, out: Path) -> Path:
@@ -146,7 +151,7 @@ def figure4(args, out: Path) -> Path:
     files = gan.generated_files(args, chosen)
     rows = [[path, *files[pose.POSES * i:pose.POSES * (i + 1)]] for i, path in enumerate(chosen)]
     titles = ["source", *(f"pose {i + 1}" for i in range(pose.POSES))]
-    return visualize.grid(out / "figure4.png", rows, column_titles=titles)
+    return visualize.grid(out / "figure4.jpg", rows, column_titles=titles)
 
 
 def opened(args, dataset: str):
