@@ -197,5 +197,5 @@ def queue_size(images: int, wanted: int | None) -> int:
 
 def checksum(tensor: Tensor) -> Tensor:
     """A number that differs when ranks hold different values: the exact sum of the bytes, weighted by place."""
-    flat = tensor.detach().contiguous().view(torch.uint8).flatten().to(torch.int64)
+    flat = tensor.detach().flatten().contiguous().view(torch.uint8).to(torch.int64)
     return (flat * (torch.arange(len(flat), device=flat.device) % 65521 + 1)).sum()
