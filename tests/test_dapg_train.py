@@ -109,6 +109,7 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
     assert "1 of 36 images have no four generated poses" in run(home, *flags, out="other", fails=True)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_by_command(home, trunk, generated, tmp_path):
     folder = next((home / "out/logs/dapg/market").rglob("*_p0.jpg")).parent
     for number, flags in ((1, []), (3, ["--dataset", "luperson"]), (4, ["--dataset", "market", "--source", folder])):
