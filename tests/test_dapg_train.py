@@ -1,6 +1,7 @@
 """The stages as scripts on miniature trees: they finish, resume to the bit, feed each other, and name bad input."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,8 +12,9 @@ from dapg_trees import write_luperson, write_poses, write_regdb, write_sysu
 from PIL import Image
 
 from common import checkpoints, evaluation
-from dapg import downstream, pose, pretrain
+from dapg import downstream, pose, pretrain, train
 from dapg.flags import parse_args
+from results import schema
 
 TRAIN = ROOT / "dapg" / "train.py"
 SIZE = ["--backbone", "resnet18", "--height", 64, "--width", 32, "--workers", 0]
@@ -220,3 +222,32 @@ def test_metrics_over_trials_are_means_with_deviations():
     trials = [evaluation.RankMetrics(a, np.full(20, a), a, np.array([a]), 1) for a in (0.2, 0.4)]
     found = downstream.summary(trials, "x.")
     assert abs(found["x.mAP"] - 0.3) < 1e-9 and abs(found["x.std_mAP"] - 0.1) < 1e-9
+
+
+@pytest.mark.parametrize("name, arguments, rows", [
+    ("run_stage1.sh", ["/data", "4"], ["robust/dapg"]),
+    ("run_stage2.sh", ["/data"], ["gan/market", "generate/market", "align/dapg"]),
+    ("run_agw.sh", ["/data", "pnl"], ["agw/pnl/sysu", *["agw/pnl/regdb"] * 10]),
+    ("run_cil.sh", ["/data"], ["cil/ours/sysu", *["cil/ours/regdb"] * 10]),
+    ("run_chain.sh", ["--data-dir", "data"], [row for row in schema.load_rows(ROOT, "dapg") if "chain/" in row[:6]]),
+])
+def test_run_scripts_train_the_rows_that_others_look_for(tmp_path, name, arguments, rows):
+    """A flag of a script that changed the method would give a row another name, and the next stage would miss it."""
+    for program in ("python", "torchrun"):
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} \"$@\" >> {tmp_path}/calls\n")
+        (tmp_path / program).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python"}
+    done = script(ROOT / "dapg" / name, *arguments, launcher=["bash"], **path)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines() if "dapg/train.py" in line]
+    flags = [call[call.index("dapg/train.py") + 1:] for call in calls]
+    parsed = [parse_args(each) for each in flags]
+    assert sorted(args.row for args in parsed) == sorted(rows)
+    assert [args.row for args in parsed] == [each[each.index("--row") + 1] for each in flags]
+
+
+def test_commands_in_the_documentation_are_rows():
+    """The stages' plain commands, as train.py's docstring gives them, are the rows that the next stages read."""
+    commands = [line.split("#")[0].split()[2:] for line in train.__doc__.splitlines() if "python dapg/train.py" in line]
+    assert [parse_args(flags).row for flags in commands] == [
+        "robust/dapg", "gan/market", "generate/market", "align/dapg", "agw/ours/sysu", "cil/ours/regdb"]
