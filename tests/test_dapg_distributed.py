@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -82,6 +83,18 @@ def test_other_pretrainings_train_in_two_processes(data, tmp_path, flags):
     few = ["--stage", "robust", "--batch-size", 8, "--epochs", 1, "--iters", 2, "--variant", "warmup=1", "queue=16"]
     run(data, tmp_path, *few, *flags, launcher=TORCHRUN)
     assert 0 <= result(tmp_path)["instance.mAP"] <= 1
+
+
+@pytest.mark.slow
+def test_alignment_trains_in_two_processes(data, tmp_path):
+    poses = tmp_path / "poses"
+    poses.mkdir()
+    for file in sorted((data / "market1501/bounding_box_train").glob("*.jpg")):
+        for i in range(4):  # the images themselves stand in for their generated poses
+            shutil.copy(file, poses / f"{file.stem}_p{i}.jpg")
+    run(data, tmp_path, "--stage", "align", "--weights", "none", "--source", poses, "--batch-size", 8, "--epochs", 1,
+        "--iters", 2, "--variant", "warmup=1", "queue=16", launcher=TORCHRUN)
+    assert {"mc", "spread", "instance.mAP"} <= result(tmp_path).keys()
 
 
 @pytest.mark.slow
