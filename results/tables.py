@@ -54,6 +54,7 @@ class Column:
     name: str
     scale: float
     digits: int
+    optional: bool = False  # rows without it are no mistake
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _missing(name: str, spec: dict, table: Table, usable: dict) -> list[str]:
                 for (used, _), results in usable.items()
                 if used == row
                 for result in results
-                if column.metric not in result.metrics
+                if column.metric not in result.metrics and not column.optional
             ]
     return found
 
@@ -230,14 +231,14 @@ def shown_rows(spec: dict) -> set[str]:
 
 def _column(group: str, metric: str | dict, where: str) -> Column:
     given = {"metric": metric} if isinstance(metric, str) else dict(metric)
-    _known(given, {"metric", "name", "scale", "digits"}, f"{where}, columns", required=("metric",))
+    _known(given, {"metric", "name", "scale", "digits", "optional"}, f"{where}, columns", required=("metric",))
     key = given["metric"]
     last = key.rpartition(".")[2]
     if is_retrieval(key):
         name, scale, digits = re.sub(r"^rank", "Rank-", last), 100, 1
     else:
         name, scale, digits = PLAIN.get(last, (last, 1, 2))
-    return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits))
+    return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits), given.get("optional", False))
 
 
 def _line(
