@@ -18,8 +18,8 @@ retrieval metrics are fractions.
       curves: [{name: Market-1501, points: {0.55: figure4/market/eps=0.55, 0.65: table2/market}}]
 
 `rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
-"cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}. The
-paper's own numbers stand in experiments.yaml (`paper:`) and nowhere else.
+"cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}, with
+optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere else.
 """
 
 import re
@@ -238,7 +238,8 @@ def _column(group: str, metric: str | dict, where: str) -> Column:
         name, scale, digits = re.sub(r"^rank", "Rank-", last), 100, 1
     else:
         name, scale, digits = PLAIN.get(last, (last, 1, 2))
-    return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits), given.get("optional", False))
+    shown = given.get("name", name), given.get("scale", scale), given.get("digits", digits)
+    return Column(group, key, *shown, given.get("optional", False))
 
 
 def _line(
