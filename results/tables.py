@@ -19,7 +19,8 @@ retrieval metrics are fractions.
 
 `rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
 "cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}, with
-optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere else.
+optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere
+else.
 """
 
 import re
