@@ -2,9 +2,9 @@
 
 A project's test.py gives a `Descriptor`, whose Euclidean distance is the project's ranking, and calls `run`:
 
-    python PROJECT/test.py --weights W --query DIR --gallery DIR --out DIR     # ranking.csv, ranking.png
-    python PROJECT/test.py --weights W --gallery DIR --export-features DIR     # features.npy, features.jsonl
-    python PROJECT/test.py --weights W --export trunk.pt2                      # a program for torch.export.load
+    python aff_scl/test.py --weights W --query DIR --gallery DIR --out DIR     # ranking.csv, ranking.png
+    python aff_scl/test.py --weights W --gallery DIR --export-features DIR     # features.npy, features.jsonl
+    python aff_scl/test.py --weights W --export trunk.pt2                      # a program for torch.export.load
 
 Every file is written under a temporary name and renamed, after all images were read.
 """
