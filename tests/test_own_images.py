@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dapg_trees import write_regdb
 from PIL import Image
 from torch import nn
 
 from aff_scl import test as aff_test
 from aff_scl import train as aff_train
-from common import images, own_images, runtime, transforms
+from common import datasets, images, own_images, runtime, transforms
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
 from dapg import agw
@@ -148,6 +149,37 @@ def test_a_project_ranks_folders_writes_features_and_exports_its_network(project
     assert np.allclose(program(store.gather(torch.arange(1))).detach(), feats[4:5], atol=1e-4)
     assert "max abs difference" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["ranking.csv", "ranking.png"]
+
+
+def data_set(project, folder, market_dir):
+    """The flags that name a miniature data set of the project, written into folder unless it is Market-1501."""
+    if project == "dapg":
+        return ["-d", "regdb", "--data-dir", write_regdb(folder), "--draws", 1, "--corruption", "contrast"]
+    if project == "pixel_sampling":
+        for pid, part in ((1, "train"), (2, "test")):
+            for camera in "ABC":
+                place = f"train/001/{camera}_cropped_rgb1" if part == "train" else f"test/{camera}/002/cropped_rgb1"
+                picture(folder / "prcc" / "rgb" / f"{place}.jpg", ord(camera) + pid)
+        return ["--data-dir", folder]
+    return ["-d", "market", "--data-dir", market_dir]
+
+
+@pytest.mark.filterwarnings("ignore:.*instead of the published")
+@pytest.mark.parametrize("project", PROJECTS)
+def test_the_features_of_a_data_set_carry_its_identities(project, weights, market_dir, tmp_path):
+    words = data_set(project, tmp_path / "data", market_dir)
+    place = [] if project == "pixel_sampling" else ["--out", tmp_path / ("a.png" if project == "prsnet" else "out")]
+    go(project, "--weights", weights(project), "--export-features", tmp_path, "-j", 1, "--cache-dir", tmp_path, *words,
+       *place)  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "features.jsonl").read_text().splitlines()]
+    feats = np.load(tmp_path / "features.npy")
+    assert len(feats) == len(rows) and np.isfinite(feats).all()
+    folder, name = {"dapg": ("RegDB", "regdb"), "pixel_sampling": ("prcc", "prcc")}.get(project, ("", "market"))
+    options = {"split": 1} if project == "dapg" else {}
+    data = datasets.load(name, tmp_path / "data" if folder else market_dir, **options)
+    wanted = [(s.path, s.pid, s.camid) for s in data.query + data.gallery]
+    assert [(row["path"], row["pid"], row["camid"]) for row in rows] == wanted
+    assert [row["split"] for row in rows] == ["query"] * len(data.query) + ["gallery"] * len(data.gallery)
 
 
 @pytest.mark.parametrize("project", PROJECTS)
