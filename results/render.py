@@ -54,7 +54,7 @@ or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, di
 (versions, GPU, processes, precision), `wall_s` and `peak_mib`; beside it `seed<k>.log.jsonl` is the log, one object
 an epoch. A file is refused, by name, if its schema is unknown, a field is missing, its path contradicts its content,
 a retrieval metric leaves [0, 1], or synthetic and real data are confused; runs of one row may differ in the seed
-only.
+only. A picture figures/<project>-*.png or .jpg appears on the page under the caption that a README gives it.
 """
 
 
