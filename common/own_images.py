@@ -202,12 +202,16 @@ def sample_rows(data) -> list[dict]:
 def export(descriptor: nn.Module, size: tuple[int, int], path: Path) -> None:
     """Write FromPixels(descriptor) by torch.export for any batch size, load it back and compare.
 
-    Raises: ValueError, and leaves `path` as it was, if the loaded program differs by more than TOLERANCE.
+    Raises: ValueError, and leaves `path` as it was, if torch.export fails or the loaded program differs by more than
+        TOLERANCE.
     """
     network = FromPixels(descriptor).cpu().eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, *size), generator=generator, dtype=torch.uint8)
-    program = torch.export.export(network, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    try:
+        program = torch.export.export(network, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except RuntimeError as error:
+        raise ValueError(f"--export {path}: torch.export cannot follow the network ({str(error).strip().splitlines()[0]})") from error
     content = io.BytesIO()
     torch.export.save(program, content)
     content.seek(0)

@@ -14,6 +14,7 @@ from torch import nn
 
 from aff_scl import test as aff_test
 from aff_scl import train as aff_train
+from aff_scl.model import convert_dsbn
 from common import datasets, images, own_images, runtime, transforms
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
@@ -27,6 +28,7 @@ from prsnet import pretrain as prsnet_pretrain
 from prsnet import test as prsnet_test
 from prsnet import train as prsnet_train
 
+MAE = "--model mae --size tiny --mask-block 4 2".split()
 SIZE = "--height 64 --width 32 --weights none".split()
 PROJECTS = {  # project -> its test script, the flags of a tiny training, the network of these flags
     "aff_scl": (
@@ -308,6 +310,30 @@ def test_a_descriptor_means_over_the_mirror_image_before_what_comes_after():
     corner = nn.Flatten()
     found = own_images.Descriptor(corner, flip=True, after=lambda out: out * 2)(x)
     assert torch.allclose(found, corner(x) + corner(x.flip(3)), atol=1e-6)
+
+
+class OfOneSize(nn.Module):
+    """A network that cannot take any number of images."""
+
+    def forward(self, x):
+        return x.mean((2, 3)) + torch.ones(len(x), 3)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: prsnet_train.build_model(prsnet_train.parse_args([*SIZE, *MAE]), 5),
+    *[lambda arch=arch: pixel_model.build(arch, 5, "resnet18") for arch in ("pcb", "hpm")],
+    lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0, 1)),
+], ids=["prsnet mae", "pixel_sampling pcb", "pixel_sampling hpm", "aff_scl with a BN a domain"])  # fmt: skip
+def test_other_networks_of_the_projects_are_exported_too(build, tmp_path, capsys):
+    own_images.export(own_images.Descriptor(build()), (64, 32), tmp_path / "net.pt2")
+    assert "max abs difference" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_exported_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="torch.export cannot follow the network") as caught:
+        own_images.export(OfOneSize(), (8, 4), tmp_path / "net.pt2")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Drifting(nn.Module):
