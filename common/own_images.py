@@ -211,7 +211,8 @@ def export(descriptor: nn.Module, size: tuple[int, int], path: Path) -> None:
     try:
         program = torch.export.export(network, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except RuntimeError as error:
-        raise ValueError(f"--export {path}: torch.export cannot follow the network ({str(error).strip().splitlines()[0]})") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--export {path}: torch.export cannot follow the network ({reason})") from error
     content = io.BytesIO()
     torch.export.save(program, content)
     content.seek(0)

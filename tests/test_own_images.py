@@ -128,7 +128,8 @@ def test_a_project_ranks_folders_writes_features_and_exports_its_network(project
     lines = list(csv.DictReader((out / "ranking.csv").open()))
     assert list(lines[0]) == ["query", "rank", "gallery", "distance"] and len(lines) == 2 * 5
     first = {Path(line["query"]).name: line for line in lines if line["rank"] == "1"}
-    assert {name: Path(line["gallery"]).name for name, line in first.items()} == {"one.png": "b.png", "two.png": "d.png"}
+    found = {name: Path(line["gallery"]).name for name, line in first.items()}
+    assert found == {"one.png": "b.png", "two.png": "d.png"}
     assert all(float(line["distance"]) < 1e-2 for line in first.values())
     for name in ("one.png", "two.png"):
         row = [line for line in lines if line["query"].endswith(name)]
@@ -188,7 +189,7 @@ def test_the_features_of_a_data_set_carry_its_identities(project, weights, marke
 def test_weights_that_do_not_fit_are_one_clear_sentence(project, weights, folders, tmp_path):
     other = next(name for name in PROJECTS if name != project)
     state = torch.load(weights(project), weights_only=True)
-    name = list(state["state_dict"])[0]
+    name = next(iter(state["state_dict"]))
     state["state_dict"]["gone"] = state["state_dict"].pop(name)
     torch.save(state, tmp_path / "cut.pt")
     (tmp_path / "text.pt").write_text("hello")
