@@ -34,7 +34,7 @@ from results.tables import Cell, Column, Line, Project, Table
 NAME = "index.html"
 PICTURE_BYTES = 2_000_000  # of all pictures together, about
 WIDEST = 1100  # pixels
-OPEN_RUNS = 4  # training curves of more runs than these are folded away
+OPEN_RUNS = 6  # training curves of more runs than these are folded away
 OWN_DIAGNOSES = {"before", "best", "histogram", "pool", "bn", "assign", "pcb", "G", "trapezoid"}  # no CMC of their own
 LEGEND = """<dl class="key">
 <dt>paper</dt><dd>printed in the paper, for the authors' own runs</dd>
