@@ -154,8 +154,8 @@ def test_a_project_ranks_folders_writes_features_and_exports_its_network(project
     assert sorted(p.name for p in out.iterdir()) == ["ranking.csv", "ranking.png"]
 
 
-def data_set(project, folder, market_dir):
-    """The flags that name a miniature data set of the project, written into folder unless it is Market-1501."""
+def data_set(project, folder):
+    """The flags that name a miniature data set of the project, written into folder, not of the network's size."""
     if project == "dapg":
         return ["-d", "regdb", "--data-dir", write_regdb(folder), "--draws", 1, "--corruption", "contrast"]
     if project == "pixel_sampling":
@@ -164,25 +164,39 @@ def data_set(project, folder, market_dir):
                 place = f"train/001/{camera}_cropped_rgb1" if part == "train" else f"test/{camera}/002/cropped_rgb1"
                 picture(folder / "prcc" / "rgb" / f"{place}.jpg", ord(camera) + pid)
         return ["--data-dir", folder]
-    return ["-d", "market", "--data-dir", market_dir]
+    for place in ("bounding_box_train/0001_c1s1_000001_00", "query/0002_c1s1_000001_00", "query/0003_c2s1_000001_00",
+                  "bounding_box_test/0002_c2s1_000002_00", "bounding_box_test/0003_c1s1_000002_00"):  # fmt: skip
+        picture(folder / "market1501" / f"{place}.jpg", int(place.partition("/")[2][:4]), (41, 95))
+    return ["-d", "market", "--data-dir", folder, *(["--protocol", "image"] if project == "prsnet" else [])]
 
 
 @pytest.mark.filterwarnings("ignore:.*instead of the published")
 @pytest.mark.parametrize("project", PROJECTS)
-def test_the_features_of_a_data_set_carry_its_identities(project, weights, market_dir, tmp_path):
-    words = data_set(project, tmp_path / "data", market_dir)
+def test_features_of_a_data_set_carry_its_identities_and_equal_those_of_its_folder(
+    project, weights, tmp_path
+):
+    words = data_set(project, tmp_path / "data")
     place = [] if project == "pixel_sampling" else ["--out", tmp_path / ("a.png" if project == "prsnet" else "out")]
     go(project, "--weights", weights(project), "--export-features", tmp_path, "-j", 1, "--cache-dir", tmp_path, *words,
        *place)  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "features.jsonl").read_text().splitlines()]
     feats = np.load(tmp_path / "features.npy")
     assert len(feats) == len(rows) and np.isfinite(feats).all()
-    folder, name = {"dapg": ("RegDB", "regdb"), "pixel_sampling": ("prcc", "prcc")}.get(project, ("", "market"))
-    options = {"split": 1} if project == "dapg" else {}
-    data = datasets.load(name, tmp_path / "data" if folder else market_dir, **options)
+    name = {"dapg": "regdb", "pixel_sampling": "prcc"}.get(project, "market")
+    data = datasets.load(name, tmp_path / "data", **({"split": 1} if project == "dapg" else {}))
     wanted = [(s.path, s.pid, s.camid) for s in data.query + data.gallery]
     assert [(row["path"], row["pid"], row["camid"]) for row in rows] == wanted
     assert [row["split"] for row in rows] == ["query"] * len(data.query) + ["gallery"] * len(data.gallery)
+    folder = Path(data.root) / {"dapg": "Visible", "pixel_sampling": "rgb"}.get(project, "")  # visible is the default
+    go(project, "--weights", weights(project), "--gallery", folder, "--export-features", tmp_path / "own")
+    own_rows = [json.loads(line) for line in (tmp_path / "own" / "features.jsonl").read_text().splitlines()]
+    described = dict(zip((row["path"] for row in own_rows), unit(np.load(tmp_path / "own" / "features.npy"))))
+    both = [(described[row["path"]], x) for row, x in zip(rows, unit(feats)) if row["path"] in described]
+    assert len(both) >= len(data.query) and all(np.allclose(a, b, atol=1e-5) for a, b in both)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("project", PROJECTS)
