@@ -52,6 +52,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--out", default="figures", help="folder for the pictures")
     add_data_flags(parser)
     args = parser.parse_args(argv)
+    least, most = (4, 26) if args.figure == 1 else (1, 1000)
+    if not least <= args.number <= most:
+        parser.error(f"figure {args.figure} takes --number {least} to {most}")
     if args.figure in (4, 5) and not args.checkpoint:
         parser.error(f"figure {args.figure} needs --checkpoint")
     return args

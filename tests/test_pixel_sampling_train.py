@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+import subprocess
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, script
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script
 from PIL import Image
 
 from common import checkpoints
@@ -132,6 +134,34 @@ def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
     states = [
         checkpoints.read(next((tmp_path / part / "logs").rglob("checkpoint_0002.pt")))["state_dict"]
         for part in ("whole", "cut")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one process", "two processes"])
+def test_training_killed_with_signal_9_continues_to_the_quiet_runs_numbers(data_dir, tmp_path, launcher):
+    def command(out, *more):
+        places = ["--data-dir", data_dir, "--logs-dir", tmp_path / out / "logs", "--results-dir", tmp_path / out]
+        return [ROOT / "pixel_sampling/train.py", *TINY, "--epochs", 4, *places, *more]
+
+    quiet = script(*command("quiet"), launcher=launcher)
+    assert quiet.returncode == 0, quiet.stderr[-2000:]
+    process = subprocess.Popen(
+        [*launcher, *map(str, command("cut"))], env=child_environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 200
+    while not list(tmp_path.glob("cut/logs/**/checkpoint_0001.pt")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    kill_family(process)
+    assert not list(tmp_path.glob("cut/**/seed0.json"))
+    again = script(*command("cut", "--resume"), launcher=launcher)
+    assert again.returncode == 0, again.stderr[-2000:]
+    results = [json.loads(next((tmp_path / out).rglob("seed0.json")).read_text()) for out in ("quiet", "cut")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    states = [
+        checkpoints.read(next((tmp_path / out).rglob("checkpoint_0004.pt")))["state_dict"] for out in ("quiet", "cut")
     ]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
