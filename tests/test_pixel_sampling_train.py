@@ -14,7 +14,7 @@ from PIL import Image
 
 from common import checkpoints
 from pixel_sampling import test as evaluation_script
-from pixel_sampling import train, visualize
+from pixel_sampling import model, train, visualize
 from pixel_sampling.masks import LUT, write_labels
 
 TINY = (
@@ -204,6 +204,24 @@ def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data
             assert (
                 len(listed) == 6 * 6 and {"query", "gallery", "rank", "match"} <= listed[0].keys()
             )  # 6 queries, 6 gallery images
+
+
+def test_the_mean_of_a_class_map_is_the_score_of_its_class_and_every_image_lights_up():
+    torch.manual_seed(0)
+    network = model.build("bot", 5, "resnet18")
+    torch.nn.init.normal_(network.classifier.weight)
+    for _ in range(3):  # running statistics off their start
+        network.train()(torch.randn(8, 3, 64, 32))
+    network.eval()
+    x, labels = torch.randn(6, 3, 64, 32), torch.tensor([0, 1, 2, 3, 4, 0])
+    scores = network.scores(x).gather(1, labels[:, None])[:, 0]
+    assert torch.allclose(visualize.class_maps(network, x, labels, folded=True).mean((1, 2)), scores, atol=1e-4)
+    maps, chosen = visualize.activation_maps(network, x, None, folded=True)
+    assert torch.equal(chosen, network.scores(x).argmax(1)) and maps.shape == (6, 64, 32)
+    assert (maps.amax((1, 2)) > 0.5).all() and maps.min() >= 0 and maps.max() <= 1
+    raw = visualize.class_maps(network, x, labels, folded=False)
+    expected = (network.backbone(x) * network.classifier.weight[labels][:, :, None, None]).sum(1)
+    assert torch.allclose(raw, expected, atol=1e-4)
 
 
 @pytest.mark.slow
