@@ -7,6 +7,7 @@
     python dapg/test.py --figure 1 --synthetic small                                     # of the small chain's results
     python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
     python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
+    python dapg/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR         # your own images
 """
 
 import sys
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import numpy as np
 import torch
 
-from common import checkpoints, inputs, runtime, visualize
+from common import checkpoints, inputs, own_images, runtime, visualize
 from dapg import agw, corruptions, downstream, gan, noise, pose
 from dapg.flags import variants
 from dapg.pretrain import Views
@@ -27,10 +28,12 @@ from results import schema
 FIGURE1 = ("agw/in/sysu", "cil/in/sysu", "agw/ours/sysu", "cil/ours/sysu")
 CHAIN1 = ("chain/agw-sysu-scratch", "chain/cil-sysu-scratch", "chain/agw-sysu", "chain/cil-sysu")  # synthetic people
 
+MODALITIES = {"visible": "rgb", "infrared": "ir"}
+
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint, draw figures.")
-    parser.add_argument("--checkpoint", help="a checkpoint of stage agw or cil, or its log folder (the newest one)")
+    parser.add_argument("--checkpoint", "--weights", help="checkpoint of stage agw or cil, or its log folder (newest)")
     parser.add_argument("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
     parser.add_argument("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
     parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own")
@@ -47,7 +50,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
     parser.add_argument("--cache-dir")
     parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    for part, default in (("query", "infrared"), ("gallery", "visible")):
+        parser.add_argument(f"--{part}-modality", choices=list(MODALITIES), default=default,
+                            help=f"your own images: which stream describes --{part}" +
+                            ("; --export writes this one" if part == "gallery" else ""))
+    own_images.add_flags(parser)
     args = parser.parse_args(argv)
+    own_images.check(parser, args)
     if (args.checkpoint is None) == (args.figure is None):
         parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
     return args
@@ -68,6 +77,27 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
     return network.eval(), trained, file
 
 
+def run_own_images(args) -> None:
+    """Ranking, features or program of folders of images, with the feature of the clean published numbers."""
+    network, trained, _ = load_network(args.checkpoint)
+
+    def stream(modality: str) -> own_images.Descriptor:
+        half = int(trained.stage == "agw")  # bn for AGW, pool for CIL
+        extractor = agw.Extractor(network, MODALITIES[modality])
+        return own_images.Descriptor(extractor, after=lambda both: both.chunk(2, 1)[half])
+
+    own_images.run(args, stream(args.query_modality), (trained.height, trained.width), Path(args.out),
+                   interpolation="lanczos", gallery_descriptor=stream(args.gallery_modality))
+
+
+def export_features(path: str, run, network, data: downstream.Data, stage: str) -> None:
+    """The clean features of query and gallery, of the stage's published kind."""
+    names = ("ir", "rgb") if data.data.name == "sysu" else ("rgb", "ir")
+    kind = "bn" if stage == "agw" else "pool"
+    feats = [downstream.features(run, network, data.stores[name], name)[kind] for name in names]
+    own_images.write_features(path, torch.cat(feats), own_images.sample_rows(data.data))
+
+
 def evaluate(args) -> None:
     """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
     network, trained, file = load_network(args.checkpoint)
@@ -77,6 +107,8 @@ def evaluate(args) -> None:
                           "split": args.split or getattr(trained, "split", None)})
     run = runtime.start(merged, "dapg")
     data = downstream.Data(merged, run).open(merged, run)
+    if args.export_features and run.main:
+        export_features(args.export_features, run, network.to(run.device), data, merged.stage)
     types = [args.corruption] if args.corruption else [t for t in corruptions.BENCH20 if t not in args.noise_exclude]
     single = args.corruption is not None or args.severity is not None
     chosen = downstream.choose(types, args.severity or 0, args.draws)
@@ -166,7 +198,7 @@ def opened(args, dataset: str):
 
 def main(args):
     if args.checkpoint:
-        return evaluate(args)
+        return run_own_images(args) if own_images.wanted(args) else evaluate(args)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     draw = {1: lambda: figure1(args.synthetic, out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}
