@@ -1,17 +1,15 @@
 """DAPG killed and continued, and its stages in two gloo processes. Each test runs the real scripts."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, child_environment, script, write_market
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script, write_market
 from dapg_trees import write_luperson, write_regdb, write_sysu
-from test_resume import assert_equal, children
+from test_resume import assert_equal
 
 from common import checkpoints
 
@@ -55,9 +53,7 @@ def kill_after(epoch, arguments, out, launcher):
     while not list((out / "logs").rglob(f"checkpoint_{epoch:04d}.pt")):
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.01)
-    for pid in (process.pid, *children(process.pid)):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    kill_family(process)
 
 
 @pytest.mark.slow
