@@ -43,8 +43,10 @@ def coco(annotation: Path, images: Path | None = None) -> list[Person]:
     folder = Path(images) if images else image_folder(annotation, by_id[rows[0]["image_id"]]["file_name"])
     found = []
     for a in sorted(rows, key=lambda a: (a["image_id"], a["id"])):
-        image, (x, y, w, h) = by_id[a["image_id"]], a["bbox"]
-        flags = a.get("keypoints")
+        image, flags = by_id[a["image_id"]], a.get("keypoints")
+        if len(a.get("bbox") or ()) != 4:
+            raise ValueError(f"{annotation}: annotation {a['id']}, a person, has no bbox of four numbers")
+        x, y, w, h = a["bbox"]
         found.append(
             Person(
                 "coco",
@@ -106,8 +108,10 @@ def voc_file(path: Path, images: Path, year: str) -> list[Person]:
     found = []
     for number, thing in enumerate(tree.iter("object")):
         if thing.findtext("name") == "person":
-            box = thing.find("bndbox")
-            x0, y0, x1, y1 = (float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax"))
+            try:
+                x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}: object {number}, a person, has no bndbox of four numbers") from None
             found.append(
                 Person(
                     "voc",

@@ -152,11 +152,18 @@ def test_missing_and_broken_files_are_named(tmp_path):
     path.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match="no COCO annotation file"):
         annotations.coco(path)
+    path.write_text(json.dumps({**content, "annotations": [{**content["annotations"][0], "bbox": []}]}))
+    with pytest.raises(ValueError, match="annotation 0, a person, has no bbox of four numbers"):
+        cut("--coco", path, "--coco-images", tmp_path, "--out", tmp_path)
     content["annotations"][0]["image_id"] = 8
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="annotations of image 8, which its list of images does not have"):
         annotations.coco(path)
     with pytest.raises(FileNotFoundError, match="give the VOC2007 or VOC2012 folder"):
+        annotations.voc(tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "1.xml").write_text("<annotation><object><name>person</name></object></annotation>")
+    with pytest.raises(ValueError, match="1.xml: object 0, a person, has no bndbox of four numbers"):
         annotations.voc(tmp_path)
     (tmp_path / "prsnet_pretrain").mkdir()
     with pytest.raises(FileExistsError, match="not ours to replace"):

@@ -2,14 +2,18 @@
 and what is said about wrong input (spec checks 8, 9)."""
 
 import json
+import os
+import signal
 import subprocess
 import textwrap
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, child_environment, script
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, script
 from PIL import Image
+from test_resume import assert_equal, children
 
 from common import checkpoints
 from prsnet import deploy, flags, pretrain, protocols, test, train
@@ -95,6 +99,39 @@ def test_interrupted_pretraining_continues_to_the_same_losses_and_weights(data_d
         a, b = (checkpoints.read(only(out / "logs", name)) for out in (whole, broken))
         assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
     assert json.loads(logs[0].splitlines()[0])["loss"] > json.loads(logs[0].splitlines()[-1])["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one_process", "two_processes"])
+def test_killed_pretraining_continues_to_the_bit(data_dir, tmp_path, launcher):
+    def words(out, *more):
+        options = ("--batch-size", 16, "--epochs", 20, "--save-every", 2, "--lr", 0.02, *more)
+        return [ROOT / "prsnet" / "pretrain.py", *command(data_dir, tmp_path / out, *options)]
+
+    done = script(*words("whole"), launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [*launcher, *map(str, words("broken"))],
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 200
+    while not list(tmp_path.glob("broken/**/checkpoint_0002.pt")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    for pid in (process.pid, *children(process.pid)):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("broken/**/checkpoint_0020.pt"))
+    done = script(*words("broken", "--resume"), launcher=launcher)
+    assert done.returncode == 0 and "continuing after epoch" in done.stdout, done.stderr
+    for name in ("checkpoint_0020.pt", "best.pt"):
+        a, b = (checkpoints.read(only(tmp_path / out, name)) for out in ("whole", "broken"))
+        for key in ("epoch", "state_dict", "optimizer", "scheduler"):
+            assert_equal(a[key], b[key], f"{name}.{key}")
+    logs = [only(tmp_path / out / "logs", "log.jsonl").read_text() for out in ("whole", "broken")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 20
 
 
 def test_best_checkpoint_is_the_epoch_of_lowest_loss_and_its_args_are_plain(best):
@@ -235,20 +272,8 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
 
 def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, best, data_dir, tmp_path, capsys):
     for source in (finetuned, best):
-        deploy.main(
-            deploy.parse_args(
-                [
-                    "--checkpoint",
-                    str(source),
-                    "--out",
-                    str(tmp_path / source.name),
-                    "--passes",
-                    "1",
-                    "--batch-size",
-                    "2",
-                ]
-            )
-        )
+        words = ["--checkpoint", source, "--out", tmp_path / source.name, "--passes", 1, "--batch-size", 2]
+        deploy.main(deploy.parse_args([str(word) for word in words]))
     assert "times as fast" in capsys.readouterr().out
     said = []
     for file in (finetuned, tmp_path / finetuned.name):
@@ -262,20 +287,8 @@ def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, 
 def test_pictures_are_drawn(finetuned, best, data_dir, tmp_path, capsys):
     for checkpoint, kind in ((best, "recon"), (best, "heat"), (finetuned, "heat"), (finetuned, "rank")):
         out = tmp_path / f"{checkpoint.stem}-{kind}.png"
-        words = [
-            "--checkpoint",
-            checkpoint,
-            "--viz",
-            kind,
-            "--out",
-            out,
-            "--number",
-            3,
-            "--data-dir",
-            data_dir,
-            "--workers",
-            1,
-        ]
+        words = ["--checkpoint", checkpoint, "--viz", kind, "--out", out, "--number", 3]
+        words += ["--data-dir", data_dir, "--workers", 1]
         test.main(test.parse_args([str(w) for w in words]))
         assert Image.open(out).size[0] > 100
     assert "the image's mean colour" in capsys.readouterr().out
