@@ -225,7 +225,9 @@ def table_markdown(table: Table, base: Path, root: Path) -> str:
         return f"[{number_text(cell, column)}]({link(base, target)}){marks(cell)}".replace("*", r"\*")
 
     figures = root / "results" / "figures"
-    text = f"### {table.heading}\n\n{_markdown(rows_of(table, '', show))}\n" + _picture(table, "", base, figures)
+    text = f"### {table.heading}\n"
+    if not table.only_synthetic:
+        text += f"\n{_markdown(rows_of(table, '', show))}\n" + _picture(table, "", base, figures)
     if notes_of(table):
         text += "\n" + "\n".join(f"- {note}" for note in notes_of(table)) + "\n"
     for size in table.sizes:
@@ -255,7 +257,9 @@ def as_text(project: Project) -> str:
 
     parts = []
     for table in project.tables:
-        parts += ["", f"{project.name}: {table.heading}", _aligned(rows_of(table, "", show)), *notes_of(table)]
+        parts += ["", f"{project.name}: {table.heading}"]
+        parts += [] if table.only_synthetic else [_aligned(rows_of(table, "", show))]
+        parts += notes_of(table)
         for size in table.sizes:
             parts += [
                 "",

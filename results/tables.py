@@ -115,6 +115,11 @@ class Table:
             {size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True
         )
 
+    @property
+    def only_synthetic(self) -> bool:
+        """Nothing is known but numbers on synthetic people: the table of paper and real data would hold dashes alone."""
+        return bool(self.sizes) and not any(not line.own or any(line.paper) or any(line.real) for line in self.lines)
+
 
 @dataclass
 class Project:
