@@ -13,8 +13,8 @@ from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, scr
 from PIL import Image
 
 from common import checkpoints
-from pixel_sampling import test as evaluation_script
 from pixel_sampling import model, train, visualize
+from pixel_sampling import test as evaluation_script
 from pixel_sampling.masks import LUT, write_labels
 
 TINY = (
