@@ -200,6 +200,24 @@ def test_a_metric_that_a_table_wants_and_a_file_lacks_is_a_dash_and_a_warning(ro
     assert f"{path} has no metric rank1, which table2 shows" in capsys.readouterr().err
 
 
+def test_an_optional_metric_may_be_missing_without_a_warning(root, capsys):
+    layout = root / "fake" / "tables.yaml"
+    layout.write_text(LAYOUT.replace("[mAP, rank1], Duke", "[mAP, {metric: rank1, optional: true}], Duke"))
+    result(root, metrics={"mAP": 0.7})
+    assert render.main([], root) == 0
+    assert "has no metric" not in capsys.readouterr().err
+
+
+def test_a_table_of_synthetic_runs_alone_has_no_table_of_dashes(root):
+    layout = root / "fake" / "tables.yaml"
+    layout.write_text(LAYOUT + "small: {title: Small, columns: {M: [mAP]}, lines: [{name: Demo, rows: demo}]}")
+    assert markdown(root, "small").count("| Demo |") == 1  # nothing was run: a dash
+    result(root, row="demo", data="market-synthetic-small")
+    assert markdown(root, "small").count("| Demo |") == 1 and "79.1" in markdown(root, "small")
+    result(root, row="demo")
+    assert markdown(root, "small").count("| Demo |") == 2
+
+
 def test_rows_outside_all_tables_are_listed(root):
     result(root, row="demo", data="market-synthetic-small"), result(root, row="custom-1a2b")
     _, real, synthetic = render.as_markdown(tables.load(root, "fake"), root / "results", root).split("### Other runs")
