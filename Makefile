@@ -15,6 +15,7 @@ demo: $(VENV)/.ready
 	@echo "result file  results/aff_scl/market-synthetic-small/demo/seed0.json"
 	@echo "pictures     $(DEMO)/rank_list.png and cmc.png"
 	@echo "tables       results/README.md"
+	@echo "page         open results/index.html in a browser: all tables, curves and pictures"
 
 test: $(VENV)/.ready
 	$(PY) -m pytest -q

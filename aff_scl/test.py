@@ -3,6 +3,7 @@
 python aff_scl/test.py --checkpoint logs/aff_scl/market/table2/market/seed0            # a folder (its newest) or a file
 python aff_scl/test.py --checkpoint CHECKPOINT -d duke --data-dir /data                # another data set
 python aff_scl/test.py --checkpoint CHECKPOINT --heat-maps 4 --against BASE_CHECKPOINT # Figure 1: ResNet-50 beside AFF
+python aff_scl/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR          # your own images: ranking.csv
 """
 
 import sys
@@ -17,7 +18,7 @@ import torch
 from aff_scl.flags import variants
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import checkpoints, distances, evaluation, inputs, jaccard, runtime, transforms, visualize
+from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, transforms, visualize
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -27,7 +28,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
+        "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
     )
     parser.add_argument("-d", "--dataset", help="market, duke, msmt17, cuhk03")
     parser.add_argument("--data-dir", help="folder that holds the data sets")
@@ -49,7 +50,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
     parser.add_argument("--cache-dir")
     parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
-    return parser.parse_args(argv)
+    own_images.add_flags(parser)
+    args = parser.parse_args(argv)
+    own_images.check(parser, args)
+    return args
 
 
 def load_network(path: str) -> tuple[AFF, dict, Path]:
@@ -94,6 +98,9 @@ def network_maps(model: AFF, batch: torch.Tensor) -> torch.Tensor:
 
 def main(args):
     model, trained, file = load_network(args.checkpoint)
+    if own_images.wanted(args):
+        size = trained["height"], trained["width"]
+        return own_images.run(args, own_images.Descriptor(model), size, Path(args.out or file.parent))
     chosen = {
         k: getattr(args, k) if getattr(args, k) is not None else trained[k]
         for k in ("dataset", "data_dir", "synthetic")
@@ -131,6 +138,8 @@ def main(args):
     if not run.main:
         return
     out.mkdir(parents=True, exist_ok=True)
+    if args.export_features:
+        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {file.stem: metrics.cmc}, mAP={file.stem: metrics.mAP}))
     shown = np.random.default_rng(0).permutation(q)
     if args.rank_list:

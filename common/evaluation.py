@@ -139,7 +139,8 @@ def rank_metrics(
 
     Gallery rows of the query's pid and camid, and of pid -1, are ignored; queries without a match are skipped; ties
     go by gallery index. AP is the mean of the precision at each hit, INP is hits over the rank of the last hit.
-    Distances are fp32, compared as squares. Memory: O(Q x matches) and a few blocks of `chunk` x G (one on the CPU), never Q x G.
+    Distances are fp32, compared as squares. Memory: O(Q x matches) and a few blocks of `chunk` x G (one on the CPU),
+    never Q x G.
     Raises: ValueError naming the input at fault (NaN or Inf, unequal lengths, nothing to rank, unknown metric).
     """
     (query, _), (gallery, norms) = distances.features(query, "query"), distances.features(gallery, "gallery")
@@ -168,7 +169,7 @@ def rank_metrics_from_distances(
 ) -> RankMetrics:
     """`rank_metrics` of a given matrix dist (Q, G), smaller is closer; float64 is compared as float64, else as float32.
 
-    Memory: a few blocks of `chunk` x G (one on the CPU). Raises: ValueError as `rank_metrics`, also for NaN or Inf in dist.
+    Memory: a few blocks of `chunk` x G (one on the CPU). Raises: ValueError as `rank_metrics`, also for NaN or Inf.
     """
     dist = torch.as_tensor(dist).detach()
     if dist.ndim != 2:
@@ -239,8 +240,9 @@ def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 class _Ranker:
-    """Counts what comes before each match in a block of distances, after combining the block with `terms` (G,) if given,
-    by (numpy function, torch function).
+    """Counts what comes before each match in a block of distances.
+
+    The block is first combined with `terms` (G,), if given, by (numpy function, torch function).
     """
 
     def __init__(self, device: torch.device, terms: torch.Tensor | None = None, combine: tuple = ()):

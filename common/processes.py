@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import inspect
 
 import torch
 import torch.distributed as dist
@@ -56,4 +57,6 @@ def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
     if run.world_size == 1:
         return model
     ids = [run.device.index] if run.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    ddp = torch.nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # broadcast_buffers is going away
+    return ddp(model, device_ids=ids, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})

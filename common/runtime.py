@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,15 @@ import torch
 import torch.distributed as dist
 
 from common import checkpoints, processes, records
-from common.flags import AMP_DTYPES, PLACES, ROOT, RUN_FLAGS, add_run_flags, method_flags, parse  # noqa: F401 re-exported
+from common.flags import (  # noqa: F401 some are re-exported
+    AMP_DTYPES,
+    PLACES,
+    ROOT,
+    RUN_FLAGS,
+    add_run_flags,
+    method_flags,
+    parse,
+)
 
 
 @dataclass
@@ -121,7 +130,8 @@ def open_log(run: Run, data_name: str) -> None:
 
 
 def execute(main, args: Namespace) -> None:
-    """Call main(args); a known error ends the process with one sentence and status 1 and leaves its traceback in a file."""
+    """Call main(args); a known error ends the process with one sentence and status 1, its traceback goes to a file."""
+    warnings.formatwarning = _one_line
     try:
         main(args)
     except (ValueError, FileNotFoundError, OSError) as error:
@@ -134,6 +144,12 @@ def execute(main, args: Namespace) -> None:
         os._exit(1)  # do not wait for other ranks: torchrun ends them
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    """What a user should know, without the line of code that says it; where it stands for warnings of libraries."""
+    where = "warning" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}"
+    return f"{where}: {message}\n"
 
 
 def say(run: Run, text: str) -> None:

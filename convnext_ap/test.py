@@ -2,12 +2,12 @@
 
     python convnext_ap/test.py --checkpoint logs/convnext_ap/market/table4/market/ap/seed0     # a folder or a file
     python convnext_ap/test.py --checkpoint CHECKPOINT -d duke --data-dir /data                # another data set
-    python convnext_ap/test.py --checkpoint CHECKPOINT --features feats                        # feats.npy, feats.jsonl
+    python convnext_ap/test.py --checkpoint CHECKPOINT --export-features feats                 # features.npy, .jsonl
+    python convnext_ap/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR        # your own images
 
 A folder's pcb.pt is the network before refined part pooling. The paper's figures: convnext_ap/figures.py.
 """
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -17,25 +17,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import numpy as np
 import torch
 
-from common import checkpoints, distances, evaluation, inputs, jaccard, runtime, visualize
+from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, visualize
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
-from convnext_ap.model import ConvNeXtAP, check_variant
+from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
 from convnext_ap.train import build_model, features, make_plan
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(prog="convnext_ap/test.py", allow_abbrev=False,
                             description="Evaluate a checkpoint; data and size default to those it was trained with.")
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest)")
+    parser.add_argument("--checkpoint", "--weights", required=True, help="a checkpoint, or a log folder (its newest)")
     parser.add_argument("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
     parser.add_argument("--parts", type=int, help="refuse a checkpoint with another number of parts")
     parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
     parser.add_argument("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
-    parser.add_argument("--features", metavar="STEM", help="write STEM.npy (N, D) and STEM.jsonl (path, pid, camid)")
     parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
     add_data_flags(parser)
-    return parser.parse_args(argv)
+    own_images.add_flags(parser)
+    args = parser.parse_args(argv)
+    own_images.check(parser, args)
+    return args
 
 
 def add_data_flags(parser: ArgumentParser) -> None:
@@ -89,6 +91,10 @@ def main(args):
     wanted = {"simam": trained["simam"], "parts": trained["parts"]}
     wanted.update({key: getattr(args, key) for key in wanted if getattr(args, key) is not None})
     check_variant(file, trained, wanted["simam"], wanted["parts"])
+    if own_images.wanted(args):
+        embedding = Embedding(model)
+        descriptor = own_images.Descriptor(embedding, flip=True, after=lambda raw: embedding.descriptors(raw)["H"])
+        return own_images.run(args, descriptor, (trained["height"], trained["width"]), Path(args.out or file.parent))
     run, data, store = open_test(args, trained)
     model = model.to(run.device, memory_format=torch.channels_last)
     feats = features(run, model, store)
@@ -105,8 +111,8 @@ def main(args):
         return
     out = Path(args.out or file.parent)
     out.mkdir(parents=True, exist_ok=True)
-    if args.features:
-        write_features(Path(args.features), h, data)
+    if args.export_features:
+        own_images.write_features(args.export_features, h, own_images.sample_rows(data))
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:
@@ -117,15 +123,6 @@ def main(args):
 def report(run, name, m):
     ranks = ", ".join(f"rank-{k} {100 * m.rank(k):.1f}" for k in (1, 5, 10))
     runtime.say(run, f"{name}: mAP {100 * m.mAP:.1f}, {ranks}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)")
-
-
-def write_features(stem: Path, feats, data):
-    """Query and gallery features as an array that index services load, and one line of JSON an image."""
-    np.save(stem.with_suffix(".npy"), feats.cpu().numpy())
-    lines = [{"path": s.path, "pid": s.pid, "camid": s.camid, "split": split}
-             for split in ("query", "gallery") for s in getattr(data, split)]
-    stem.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(f"features: {stem.with_suffix('.npy')} {tuple(feats.shape)}")
 
 
 def draw_rank_list(path, data, feats, shown, ids, k, title=""):

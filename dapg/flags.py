@@ -65,6 +65,8 @@ def complete(args: Namespace) -> Namespace:
     stable, baseline = args.preset == "stable", args.method != "dapg"
     if baseline and args.stage != "robust":
         raise ValueError(f"--method {args.method} is a baseline of --stage robust")
+    if args.negatives == "batch" and (baseline or args.stage != "robust"):
+        raise ValueError("--negatives batch is of --stage robust with --method dapg; the others bring their negatives")
     down = args.stage in DOWNSTREAM
     contrast = {"batch_size": 256, "lr": 7.5e-4 if stable else 0.0075, "weight_decay": 0.0,
                 "tau": 0.1 if stable else 0.7}

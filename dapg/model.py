@@ -69,7 +69,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 class Contrast(nn.Module):
-    """Encoders q and k and the queue of keys (sec. 2.3): MoCo's machinery for groups of several positives.
+    """Encoders q and k and the queue of keys: MoCo's machinery for groups of several positives.
 
     encoder_k follows encoder_q with momentum 0.999, parameters only; its BatchNorm statistics come from its own forward
     passes. Paper silent: the encoders and the negatives; q, k+, k- and x_q are MoCo's names.
@@ -197,5 +197,5 @@ def queue_size(images: int, wanted: int | None) -> int:
 
 def checksum(tensor: Tensor) -> Tensor:
     """A number that differs when ranks hold different values: the exact sum of the bytes, weighted by place."""
-    flat = tensor.detach().contiguous().view(torch.uint8).flatten().to(torch.int64)
+    flat = tensor.detach().flatten().contiguous().view(torch.uint8).to(torch.int64)
     return (flat * (torch.arange(len(flat), device=flat.device) % 65521 + 1)).sum()

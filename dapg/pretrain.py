@@ -302,8 +302,10 @@ def run_stage(args, run) -> None:
     if "before" not in run.extra:
         run.extra["before"] = instance_metrics(args, run, model, store)
     if isinstance(runtime.bare(model), Contrast):
-        equal = math.log((3 + len(runtime.bare(model).queue)) / 3)
-        runtime.say(run, f"queue of {len(runtime.bare(model).queue)}; L_MC of equal similarities is {equal:.3f}")
+        positives = 3 if args.stage == "robust" and args.method == "dapg" and args.loss != "infonce" else 1
+        negatives = len(runtime.bare(model).queue) if args.negatives == "queue" else 3 * (args.batch_size - 1)
+        runtime.say(run, f"{negatives} negatives ({args.negatives}); L_MC of equal similarities is "
+                         f"{math.log((positives + negatives) / positives):.3f}")
     monitor = Monitor(run, round(args.settings["warmup"] * steps))
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)

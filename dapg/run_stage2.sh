@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?usage: bash dapg/run_stage2.sh DATA_DIR [flags]}
 for row in gan/market generate/market align/dapg; do
-    python dapg/train.py --row "$row" --data-dir "$data" --amp bf16 --resume "${@:2}"
+    python dapg/train.py --row "$row" --data-dir "$data" --resume "${@:2}"
 done

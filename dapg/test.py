@@ -4,8 +4,10 @@
     python dapg/test.py --checkpoint CHECKPOINT --corruption fog --severity 3            # one type, one severity
     python dapg/test.py --checkpoint CHECKPOINT --noise-exclude fog snow                 # -C without these types
     python dapg/test.py --figure 1                                                       # clean and -C bars of results
+    python dapg/test.py --figure 1 --synthetic small                                     # of the small chain's results
     python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
     python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
+    python dapg/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR         # your own images
 """
 
 import sys
@@ -17,18 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import numpy as np
 import torch
 
-from common import checkpoints, inputs, runtime, visualize
+from common import checkpoints, inputs, own_images, runtime, visualize
 from dapg import agw, corruptions, downstream, gan, noise, pose
 from dapg.flags import variants
 from dapg.pretrain import Views
 from results import schema
 
-FIGURE1 = ("agw/in", "cil/in", "agw/ours", "cil/ours")
+FIGURE1 = ("agw/in/sysu", "cil/in/sysu", "agw/ours/sysu", "cil/ours/sysu")
+CHAIN1 = ("chain/agw-sysu-scratch", "chain/cil-sysu-scratch", "chain/agw-sysu", "chain/cil-sysu")  # synthetic people
+
+MODALITIES = {"visible": "rgb", "infrared": "ir"}
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint, draw figures.")
-    parser.add_argument("--checkpoint", help="a checkpoint of stage agw or cil, or its log folder (the newest one)")
+    parser.add_argument("--checkpoint", "--weights", help="checkpoint of stage agw or cil, or its log folder (newest)")
     parser.add_argument("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
     parser.add_argument("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
     parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own")
@@ -45,7 +50,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
     parser.add_argument("--cache-dir")
     parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    for part, default in (("query", "infrared"), ("gallery", "visible")):
+        parser.add_argument(f"--{part}-modality", choices=list(MODALITIES), default=default,
+                            help=f"your own images: which stream describes --{part}" +
+                            ("; --export writes this one" if part == "gallery" else ""))
+    own_images.add_flags(parser)
     args = parser.parse_args(argv)
+    own_images.check(parser, args)
     if (args.checkpoint is None) == (args.figure is None):
         parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
     return args
@@ -66,6 +77,27 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
     return network.eval(), trained, file
 
 
+def run_own_images(args) -> None:
+    """Ranking, features or program of folders of images, with the feature of the clean published numbers."""
+    network, trained, _ = load_network(args.checkpoint)
+
+    def stream(modality: str) -> own_images.Descriptor:
+        half = int(trained.stage == "agw")  # bn for AGW, pool for CIL
+        extractor = agw.Extractor(network, MODALITIES[modality])
+        return own_images.Descriptor(extractor, after=lambda both: both.chunk(2, 1)[half])
+
+    own_images.run(args, stream(args.query_modality), (trained.height, trained.width), Path(args.out),
+                   interpolation="lanczos", gallery_descriptor=stream(args.gallery_modality))
+
+
+def export_features(path: str, run, network, data: downstream.Data, stage: str) -> None:
+    """The clean features of query and gallery, of the stage's published kind."""
+    names = ("ir", "rgb") if data.data.name == "sysu" else ("rgb", "ir")
+    kind = "bn" if stage == "agw" else "pool"
+    feats = [downstream.features(run, network, data.stores[name], name)[kind] for name in names]
+    own_images.write_features(path, torch.cat(feats), own_images.sample_rows(data.data))
+
+
 def evaluate(args) -> None:
     """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
     network, trained, file = load_network(args.checkpoint)
@@ -75,6 +107,8 @@ def evaluate(args) -> None:
                           "split": args.split or getattr(trained, "split", None)})
     run = runtime.start(merged, "dapg")
     data = downstream.Data(merged, run).open(merged, run)
+    if args.export_features and run.main:
+        export_features(args.export_features, run, network.to(run.device), data, merged.stage)
     types = [args.corruption] if args.corruption else [t for t in corruptions.BENCH20 if t not in args.noise_exclude]
     single = args.corruption is not None or args.severity is not None
     chosen = downstream.choose(types, args.severity or 0, args.draws)
@@ -84,46 +118,62 @@ def evaluate(args) -> None:
     downstream.show(run, metrics)
 
 
-def figure1(out: Path) -> Path:
-    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the results there are, and of the paper."""
-    names, bars = [], {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+def figure1(size: str | None, out: Path) -> Path:
+    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the paper and of the results there are.
+
+    With synthetic people of `size` the rows of the small chain alone: nothing of the paper stands beside them.
+    """
+    names = CHAIN1 if size else FIGURE1
     rows, found = schema.load_rows(runtime.ROOT, "dapg"), schema.read_all(runtime.ROOT, "dapg")
-    for name in FIGURE1:
-        row = f"{name}/sysu"
-        real = [r.metrics for r in found if r.row == row and not r.size]
-        names.append(name)
+    bars = {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+    for name in names:
+        own = [r.metrics for r in found if r.row == name and r.size == (size or "")]
         for key, ending in (("all.rank1", ""), ("all_c.rank1", " -C")):
-            bars[f"paper{ending}"].append(100 * rows[row]["paper"][key])
-            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in real]) if real else np.nan)
-    return draw_bars(out / "figure1.png", names, bars)
+            bars[f"paper{ending}"].append(100 * rows[name].get("paper", {}).get(key, np.nan))
+            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in own]) if own else np.nan)
+    place = f"synthetic people ({size})" if size else "SYSU-MM01"
+    labels = [name.removeprefix("chain/").removesuffix("/sysu") for name in names]
+    return draw_bars(out / "figure1.png", labels, bars, f"rank-1 (%), {place}, all search")
 
 
-def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]]) -> Path:
-    """Grouped bars, per cent; missing values (nan) leave a gap."""
+def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title: str) -> Path:
+    """Grouped bars, per cent; a missing value (nan) leaves a gap, a group of nothing else is left out.
+
+    Raises: ValueError if there is no value at all.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4))
-    axes = figure.subplots()
+    bars = {label: values for label, values in bars.items() if not np.isnan(values).all()}
+    if not bars:
+        raise ValueError("figure 1: there is no result to draw; run the rows first (bash dapg/run_chain.sh)")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(bars)
     for i, (label, values) in enumerate(bars.items()):
-        axes.bar(np.arange(len(names)) + 0.2 * (i - 1.5), np.nan_to_num(values), 0.2, label=label)
+        axes.bar_label(axes.bar(np.arange(len(names)) + width * (i - (len(bars) - 1) / 2), values, width, label=label),
+                       fmt="%.1f", fontsize=7)
     axes.set_xticks(np.arange(len(names)), names)
-    axes.set_ylabel("rank-1 (%), SYSU-MM01, all search")
+    axes.set_ylabel(title)
     axes.legend()
     checkpoints.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path
 
 
 def figure3(args, out: Path) -> Path:
-    """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images."""
+    """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images, with the noises and severities that were drawn."""
     run, samples = opened(args, "luperson")
     chosen = samples[:: max(1, len(samples) // 6)][:6]
     store = inputs.open_images(run, chosen, 256, 128, "figure 3")
     pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
-    group = noise.noise_group(views, noise.draw_noise(len(chosen), np.random.default_rng(0)), generator)
+    draw = noise.draw_noise(len(chosen), np.random.default_rng(0))
+    group = noise.noise_group(views, draw, generator)
     columns = [x.permute(0, 2, 3, 1).cpu().numpy() for x in (views[0], *group[:4])]
-    titles = ["clean", "x_q", "x_1", "x_2", "x_mix"]
-    return visualize.grid(out / "figure3.png", list(zip(*columns)), column_titles=titles)
+    rows = []
+    for i, pictures in enumerate(zip(*columns)):
+        names = [f"{corruptions.TRAIN15[kind]} {level}" for kind, level in zip(draw.types[i], draw.severities[i])]
+        captions = ["", names[0], f"+ {names[1]}", f"+ {names[2]}", f"{draw.mix[i]:.2f} clean"]
+        rows.append([visualize.Cell(image, caption=text) for image, text in zip(pictures, captions)])
+    return visualize.grid(out / "figure3.jpg", rows, column_titles=["clean", "x_q", "x_1", "x_2", "x_mix"])
 
 
 def figure4(args, out: Path) -> Path:
@@ -133,7 +183,7 @@ def figure4(args, out: Path) -> Path:
     files = gan.generated_files(args, chosen)
     rows = [[path, *files[pose.POSES * i:pose.POSES * (i + 1)]] for i, path in enumerate(chosen)]
     titles = ["source", *(f"pose {i + 1}" for i in range(pose.POSES))]
-    return visualize.grid(out / "figure4.png", rows, column_titles=titles)
+    return visualize.grid(out / "figure4.jpg", rows, column_titles=titles)
 
 
 def opened(args, dataset: str):
@@ -148,10 +198,11 @@ def opened(args, dataset: str):
 
 def main(args):
     if args.checkpoint:
-        return evaluate(args)
+        return run_own_images(args) if own_images.wanted(args) else evaluate(args)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    print({1: lambda: figure1(out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}[args.figure]())
+    draw = {1: lambda: figure1(args.synthetic, out), 3: lambda: figure3(args, out), 4: lambda: figure4(args, out)}
+    print(draw[args.figure]())
 
 
 if __name__ == "__main__":

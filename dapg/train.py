@@ -3,7 +3,7 @@
     python dapg/train.py --stage robust --data-dir /data --amp bf16     # sec. II-A on LUPerson, 300 epochs
     python dapg/train.py --stage gan --data-dir /data                   # sec. II-B: PN-GAN on Market-1501
     python dapg/train.py --stage generate --data-dir /data              # every image in four poses, to disk
-    python dapg/train.py --stage align --data-dir /data                 # sec. II-B: contrastive alignment, 200 epochs
+    python dapg/train.py --stage align --data-dir /data --amp bf16      # sec. II-B: contrastive alignment, 200 epochs
     python dapg/train.py --stage agw --dataset sysu --weights row:align/dapg --data-dir /data     # Tables I and II
     python dapg/train.py --row cil/ours/regdb --seed 3 --data-dir /data # any row; RegDB's split is seed + 1
     bash dapg/run_chain.sh                                              # everything small, one CPU, synthetic people

@@ -38,16 +38,16 @@ def protocol_metrics(data, feats, queries=tuple(QUERIES)) -> dict:
 
 
 def show(run, name, metrics):
-    """Print rank-1 and mAP of both query sets."""
+    """Print rank-1 and mAP of the query sets."""
     found = {key: f"{100 * value:5.1f}" for key, value in metrics.items()}
-    for query in QUERIES:
+    for query in [q for q in QUERIES if f"{q}.mAP" in metrics]:
         multi = f"rank-1 {found[f'{query}.rank1']}  mAP {found[f'{query}.mAP']}"
         runtime.say(run, f"{name:<16} {query:<6} multi {multi}   single10 rank-1 {found[f'{query}.single10.rank1']}")
 
 
 def keep_best(best: dict, metrics: dict, epoch: int) -> dict:
     """The authors' selection: for each query set on its own, the epoch with the largest rank1 + mAP on the test set."""
-    for name in QUERIES:
+    for name in [q for q in QUERIES if f"{q}.mAP" in metrics]:
         own = {k: v for k, v in metrics.items() if k.startswith(f"{name}.")} | {f"{name}.epoch": epoch}
         if (
             f"{name}.mAP" not in best

@@ -127,9 +127,12 @@ def write_all(net, pairs: list[tuple[Path, Path]], args: Namespace) -> tuple[np.
 
 
 def overlay(image: Path, mask: Path) -> np.ndarray:
-    """The image half covered by the colours of its mask, uint8 (H, W, 3)."""
+    """The image half covered by the colours of its mask, uint8 (H, W, 3); white below what is wider than 2 : 1."""
     with Image.open(image) as photo, Image.open(mask) as labels:
-        return (0.5 * np.asarray(photo.convert("RGB")) + 0.5 * palette(18)[np.array(labels)]).round().astype(np.uint8)
+        mixed = 0.5 * np.asarray(photo.convert("RGB")) + 0.5 * palette(18)[np.array(labels)]
+    height, width = mixed.shape[:2]
+    below = ((0, max(0, width // 2 - height)), (0, 0), (0, 0))
+    return np.pad(mixed.round().astype(np.uint8), below, constant_values=255)
 
 
 def draw_overlays(path: Path, pairs: list[tuple[Path, Path]], number: int) -> Path:

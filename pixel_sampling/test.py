@@ -3,6 +3,7 @@
 python pixel_sampling/test.py --checkpoint logs/pixel_sampling/prcc/T2-c/seed0        # a folder (its newest) or a file
 python pixel_sampling/test.py --checkpoint CHECKPOINT --protocol single10 --query cross --csv scores.csv
 python pixel_sampling/test.py --checkpoint AUTHORS.pth --arch bot --data-dir /data     # bare weights, the authors'
+python pixel_sampling/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR # your own images: ranking.csv
 """
 
 import csv
@@ -13,7 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import checkpoints, inputs, runtime
+from torch.nn.functional import normalize
+
+from common import checkpoints, inputs, own_images, runtime
 from common.checkpoints import replace
 from pixel_sampling import model
 from pixel_sampling.evaluate import QUERIES, protocol_metrics
@@ -47,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         prog="pixel_sampling/test.py", description="Evaluate a checkpoint on PRCC.", allow_abbrev=False
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
+        "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
     )
     parser.add_argument(
         "--arch",
@@ -56,11 +59,18 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--protocol", choices=["multi", "single10", "both"], default="both")
     parser.add_argument(
-        "--query", choices=[*QUERIES, "both"], default="both", help="cross: camera C, other clothes; same: camera B"
+        "--query", default="both", help="cross: camera C, other clothes; same: camera B; with --gallery a folder"
     )
     parser.add_argument("--csv", help="write the numbers here too")
+    parser.add_argument("--out", help="folder for the ranking of your own images (default: beside the checkpoint)")
     add_data_flags(parser)
-    return parser.parse_args(argv)
+    own_images.add_flags(parser, query=False)
+    args = parser.parse_args(argv)
+    if args.gallery is None and args.query not in (*QUERIES, "both"):
+        parser.error(f"--query {args.query}: choose cross, same or both, or give a folder together with --gallery")
+    own = {"query": args.query if args.gallery and args.query != "both" else None}
+    own_images.check(parser, Namespace(**{**vars(args), **own}))
+    return args
 
 
 def load_network(path: str, arch: str | None = None) -> tuple:
@@ -134,8 +144,21 @@ def table(metrics: dict, name: str, data: str, protocols: list[str]) -> list[dic
     return lines
 
 
+def run_own_images(args, network, trained: dict, file: Path) -> None:
+    """Ranking, features or program of folders of images: cosine distance, image and mirror image, as in the test."""
+    if trained["arch"].startswith("head"):
+        raise ValueError(f"{file}: {trained['arch']} looks at parsing masks in the test too, so folders are not enough")
+    flags = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained}
+    args = Namespace(**{**vars(args), "query": None if args.query == "both" else args.query})
+    descriptor = own_images.Descriptor(network, flip=True, after=normalize)
+    size = flags["height"], flags["width"]
+    own_images.run(args, descriptor, size, Path(args.out or file.parent), interpolation="bilinear")
+
+
 def main(args):
     network, trained, file = load_network(args.checkpoint, args.arch)
+    if own_images.wanted(args):
+        return run_own_images(args, network, trained, file)
     run, data, store = open_test(args, trained)
     network = network.to(run.device)
     feats = inputs.extract(run, network, store, batch_size=args.batch_size, flip=not trained["arch"].startswith("head"))
@@ -146,6 +169,8 @@ def main(args):
         inputs.data_name(data),
         ["multi", "single10"] if args.protocol == "both" else [args.protocol],
     )
+    if args.export_features and run.main:
+        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
     for line in lines:
         runtime.say(
             run,

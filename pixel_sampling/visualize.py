@@ -46,12 +46,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--cam",
         choices=["neck", "raw"],
         default="neck",
-        help="figure 4: classifier row with the neck's scale folded in, or as it stands",
+        help="figure 4: class score with the neck applied at every place, or the classifier row as it stands",
     )
     parser.add_argument("--seed", type=int, default=0, help="which images are drawn")
     parser.add_argument("--out", default="figures", help="folder for the pictures")
     add_data_flags(parser)
     args = parser.parse_args(argv)
+    least, most = (4, 26) if args.figure == 1 else (1, 1000)
+    if not least <= args.number <= most:
+        parser.error(f"figure {args.figure} takes --number {least} to {most}")
     if args.figure in (4, 5) and not args.checkpoint:
         parser.error(f"figure {args.figure} needs --checkpoint")
     return args
@@ -142,22 +145,32 @@ def figure3(args) -> list[Path]:
     ]
 
 
+def class_maps(network, x: torch.Tensor, labels: torch.Tensor, folded: bool) -> torch.Tensor:
+    """BoT: the map before pooling weighted by the classifier rows of the labels (B,), signed, (B, h, w).
+
+    Folded, the neck is applied to every place of the map, so that the mean of a map is the score of its class; else
+    the row is taken as it stands, and the neck left out.
+    """
+    with torch.no_grad():
+        maps, weights = network.backbone(x), network.classifier.weight[labels]  # (B, D, h, w), (B, D)
+        if folded:
+            neck = network.neck
+            maps = (maps - neck.running_mean[:, None, None]) / torch.sqrt(neck.running_var + neck.eps)[:, None, None]
+            maps = maps * neck.weight[:, None, None] + neck.bias[:, None, None]
+        return torch.einsum("bchw,bc->bhw", maps, weights)
+
+
 def activation_maps(
     network, x: torch.Tensor, labels: torch.Tensor | None, folded: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps (B, h, w) in [0, 1] and the classes (B,) they are for: the given ones, else the predicted.
+    """Maps (B, H, W) in [0, 1] and the classes (B,) they are for: the given ones, else the predicted.
 
-    BoT: the map before pooling weighted by the classifier row, with the neck's scale gamma / sqrt(var + eps) folded in
-    or not, ReLU. Other networks: Grad-CAM of the last map for the class score summed over branches.
+    BoT: class_maps, ReLU. Other networks: Grad-CAM of the last map for the class score summed over branches.
     """
     with torch.no_grad():
         labels = network.scores(x).argmax(1) if labels is None else labels
     if isinstance(network, model.BoT):
-        with torch.no_grad():
-            weights = network.classifier.weight
-            if folded:
-                weights = weights * network.neck.weight / torch.sqrt(network.neck.running_var + network.neck.eps)
-            maps = torch.einsum("bchw,bc->bhw", network.backbone(x), weights[labels]).relu()
+        maps = class_maps(network, x, labels, folded).relu()
     else:
         layer = network.branches[2] if isinstance(network, model.MGN) else network.backbone
         maps = visualize.grad_cam(Scores(network), layer, x, lambda scores: scores.gather(1, labels[:, None])[:, 0])

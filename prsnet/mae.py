@@ -88,7 +88,7 @@ class ViTEncoder(nn.Module):
         x = self.embed(patches(x, self.patch)) + self.positions[:, 1:]
         if masked is not None:
             x = x.gather(1, visible(masked, self.hidden)[..., None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([(self.cls + self.positions[:, :1]).expand(len(x), -1, -1), x], 1)
+        x = torch.cat([(self.cls + self.positions[:, :1]).expand(x.shape[0], -1, -1), x], 1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

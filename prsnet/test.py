@@ -5,6 +5,7 @@ python prsnet/test.py --checkpoint CHECKPOINT --protocol image -d duke --data-di
 python prsnet/test.py --checkpoint best.pt --viz recon --images FOLDER                       # Figure 5, of pre-training
 python prsnet/test.py --checkpoint CHECKPOINT --viz heat --images FOLDER                     # Figure 6
 python prsnet/test.py --checkpoint CHECKPOINT --viz rank                                     # Figure 7
+python prsnet/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR               # your own images
 """
 
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoints, distances, images, inputs, runtime, transforms, visualize
+from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
 from common.datasets.base import SUFFIXES
 from prsnet import masking, pretrain, protocols, train
 
@@ -26,11 +27,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog="prsnet/test.py", description="Evaluate a checkpoint and draw Figures 5-7.", allow_abbrev=False
     )
-    parser.add_argument("--checkpoint", required=True, help="a file, or a log folder (its newest checkpoint)")
+    parser.add_argument("--checkpoint", "--weights", required=True, help="a file, or a log folder (its newest)")
     parser.add_argument("--viz", choices=["recon", "heat", "rank"], help="draw instead of measuring")
     parser.add_argument("--images", help="folder of person images for --viz recon and heat (default: the queries)")
     parser.add_argument("--number", type=int, default=9, help="images or queries in a picture")
-    parser.add_argument("--out", help="file to draw to (default: beside the checkpoint)")
+    parser.add_argument("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
     parser.add_argument("--protocol", nargs="+", choices=list(protocols.PROTOCOLS), default=list(protocols.PROTOCOLS))
     parser.add_argument(
         "--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query"
@@ -47,7 +48,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
     parser.add_argument("--cache-dir")
     parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
-    return parser.parse_args(argv)
+    own_images.add_flags(parser)
+    args = parser.parse_args(argv)
+    own_images.check(parser, args)
+    return args
 
 
 def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
@@ -72,6 +76,12 @@ def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
 
 def main(args):
     model, trained, file = load_network(args.checkpoint)
+    if own_images.wanted(args):
+        if "mask_loss" in trained:
+            raise ValueError(f"{file} is a pre-training checkpoint; ranking and export need one of prsnet/train.py")
+        descriptor = own_images.Descriptor(model, after=F.normalize)  # protocol image
+        size = trained["height"], trained["width"]
+        return own_images.run(args, descriptor, size, Path(args.out or file.parent), interpolation="bilinear")
     chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
     chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
     places = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
@@ -96,6 +106,8 @@ def main(args):
         run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
     )
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
+    if args.export_features and run.main:
+        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
     if args.viz == "rank":
         runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return

@@ -21,9 +21,9 @@ def draw(project: Project, figures: Path) -> None:
                 visualize.plot(figures / sweep_name(table, size), panels, x_label=table.sweep, title=title)
     for name, figure in curve_figures(project):
         logs = {
-            result.seed: _read_log(result.log) for result in project.results if f"{result.row}, {result.data}" == name
+            result.seed: read_log(result.log) for result in project.results if f"{result.row}, {result.data}" == name
         }
-        panels = _log_panels(logs)
+        panels = log_panels(logs)
         if panels:
             visualize.plot(figures / figure, panels, x_label="epoch", title=f"{project.name} {name}")
 
@@ -62,12 +62,12 @@ def curve_figures(project: Project) -> list[tuple[str, str]]:
     """(row, data) with a log -> the name of its picture of training curves, in order."""
     found = {}
     for result in project.results:
-        if result.log.is_file() and _log_panels({result.seed: _read_log(result.log)}):
+        if result.log.is_file() and log_panels({result.seed: read_log(result.log)}):
             found[f"{result.row}, {result.data}"] = f"{project.name}-{result.data}-{result.row.replace('/', '_')}.png"
     return sorted(found.items())
 
 
-def _read_log(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines]
@@ -75,7 +75,7 @@ def _read_log(path: Path) -> list[dict]:
         raise Refused(f"{path}: a line is not JSON ({error})") from error
 
 
-def _log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
+def log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
     """One panel for each loss, mAP and rank1 of the logs {seed: lines}, by epoch; one curve a seed."""
     panels: dict[str, list[visualize.Curve]] = {}
     for key in sorted({key for log in logs.values() for line in log for key in line}):

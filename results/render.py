@@ -1,9 +1,9 @@
 """Show the results: every paper's tables beside our numbers, sweeps and training curves. The layout is described in
 results/tables.py.
 
-    python results/render.py             # print all tables; update results/README.md, the READMEs, results/figures
+    python results/render.py             # print all tables; update results/README.md, index.html, the READMEs, figures
     python results/render.py aff_scl     # the same, but print only this project
-    python results/render.py --check     # change nothing; exit 1 if a README is not what the result files give
+    python results/render.py --check     # change nothing; exit 1 if a page is not what the result files give
 
 A README shows tables between `<!-- results -->` and `<!-- /results -->`; `<!-- results table2 figure4 -->` shows some
 of them, and `<!-- results aff_scl/table2 -->` those of a project by name. A number appears only where a result file
@@ -11,7 +11,6 @@ is, and links to it.
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,16 +18,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common.checkpoints import replace
-from results import curves, schema, tables
+from results import curves, page, schema, tables
+from results.printing import (
+    DASH,
+    difference_text,
+    flag_notes,
+    link,
+    marks,
+    notes_of,
+    number_text,
+    numbered,
+    on_synthetic,
+)
 from results.schema import Refused
-from results.tables import Cell, Column, Line, Project, Table
+from results.tables import Cell, Column, Project, Table
 
 ROOT = Path(__file__).resolve().parents[1]
-DASH = "–"
 BLOCK = re.compile(r"(<!-- results(?: ([^>]*?))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 INTRO = """# Results
 
-Written by `python results/render.py` from the result files in this folder; edit nothing here by hand.
+Written by `python results/render.py` from the result files in this folder; edit nothing here by hand. The same with
+curves and pictures on one page for a browser: [index.html](index.html).
 
 How to read it. *paper*: printed in the paper, for the authors' own runs. *cited*: printed in the paper, for other
 methods. *ours*: our runs on the real data set, mean ± sample standard deviation over n seeds; each number links to
@@ -44,14 +54,14 @@ or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, di
 (versions, GPU, processes, precision), `wall_s` and `peak_mib`; beside it `seed<k>.log.jsonl` is the log, one object
 an epoch. A file is refused, by name, if its schema is unknown, a field is missing, its path contradicts its content,
 a retrieval metric leaves [0, 1], or synthetic and real data are confused; runs of one row may differ in the seed
-only.
+only. A picture figures/<project>-*.png or .jpg appears on the page under the caption that a README gives it.
 """
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results/render.py", description=__doc__.splitlines()[0])
     parser.add_argument("projects", nargs="*", metavar="PROJECT", help="print only these (default: all)")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a README is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     return parser.parse_args(argv)
 
 
@@ -66,13 +76,14 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             )
         pages = all_pages(root, found)
         if args.check:
-            return check(root, pages)
+            return check(root, {**pages, root / "results" / page.NAME: page.html(root, found)})
         for project in found:
             curves.draw(project, root / "results" / "figures")
-        for path, text in pages.items():
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                replace(path, lambda file, text=text: file.write(text.encode()))
-                print(f"wrote {path.relative_to(root)}")
+        pages[root / "results" / page.NAME] = page.html(root, found)
+        for path in _stale(pages):
+            text = pages[path] if path.suffix == ".md" else page.html(root, found, pictures=True)
+            replace(path, lambda file, text=text: file.write(text.encode()))
+            print(f"wrote {path.relative_to(root)}")
         for project in found:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)
             if project.name in (args.projects or [project.name]):
@@ -85,7 +96,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 def check(root: Path, pages: dict[Path, str]) -> int:
     """0 if every page on disk is what the result files give, else 1 after naming those that are not."""
-    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = _stale(pages)
     for path in stale:
         print(
             f"{path.relative_to(root)} differs from what the result files give: run python results/render.py",
@@ -94,11 +105,16 @@ def check(root: Path, pages: dict[Path, str]) -> int:
     return 1 if stale else 0
 
 
+def _stale(pages: dict[Path, str]) -> list[Path]:
+    """The pages whose text on disk, pictures of index.html left out, is another."""
+    return [p for p, text in pages.items() if not p.is_file() or page.comparable(p.read_text("utf-8")) != text]
+
+
 def all_pages(root: Path, found: list[Project]) -> dict[Path, str]:
     """What every generated or partly generated page should contain."""
-    page = root / "results" / "README.md"
-    parts = [INTRO] + [f"## {project.name}\n\n{as_markdown(project, page.parent, root)}" for project in found]
-    pages = {page: "\n".join(parts).rstrip() + "\n"}
+    listing = root / "results" / "README.md"
+    parts = [INTRO] + [f"## {project.name}\n\n{as_markdown(project, listing.parent, root)}" for project in found]
+    pages = {listing: "\n".join(parts).rstrip() + "\n"}
     for readme in [root / "README.md", *(root / project.name / "README.md" for project in found)]:
         if readme.is_file():
             pages[readme] = _filled(readme, root, found)
@@ -143,7 +159,7 @@ def rows_of(table: Table, size: str, show) -> list[list[str]]:
     names = [f"{column.group} {column.name}".strip() if several else column.name for column in table.columns]
     sources = [""] if table.columns and not size else []
     out = [[table.sweep or ("Method" if table.columns else ""), *table.settings, *sources, *names]]
-    for number, line in _numbered(table):
+    for number, line in numbered(table):
         name = line.name + (f" [{number}]" if number else "")
         ours = line.synthetic.get(size, []) if size else line.real
         if size:
@@ -164,45 +180,6 @@ def rows_of(table: Table, size: str, show) -> list[list[str]]:
         if line.own and any(a and b for a, b in zip(line.paper, ours)):
             out.append([*blank, "difference", *map(difference_text, line.paper, ours, table.columns)])
     return out
-
-
-def _numbered(table: Table) -> list[tuple[int, Line]]:
-    """Lines with the number of their footnote, 0 for none."""
-    notes = [line for line in table.lines if line.note]
-    return [(notes.index(line) + 1 if line.note else 0, line) for line in table.lines]
-
-
-def number_text(cell: Cell | None, column: Column) -> str:
-    if cell is None:
-        return DASH
-    value = f"{cell.value * column.scale:.{column.digits}f}"
-    return value if cell.std is None else f"{value} ± {cell.std * column.scale:.{column.digits}f}"
-
-
-def difference_text(paper: Cell | None, ours: Cell | None, column: Column) -> str:
-    """Ours minus paper, from the unrounded numbers."""
-    if paper is None or ours is None:
-        return DASH
-    text = f"{(ours.value - paper.value) * column.scale:+.{column.digits}f}"
-    return text.replace("-", "−") if float(text) else text[1:]
-
-
-def marks(cell: Cell) -> str:
-    """What a reader must know about a number of ours."""
-    return ("*" if cell.flags else "") + f" (n={cell.n}{', best on test' if cell.best_on_test else ''})"
-
-
-def notes_of(table: Table) -> list[str]:
-    return [f"[{number}] {line.note}" for number, line in _numbered(table) if number] + table.notes
-
-
-def flag_notes(table: Table, size: str) -> list[str]:
-    """For each line with an asterisk, the flags in which its runs differ from the row."""
-    found = []
-    for line in table.lines:
-        flags = dict.fromkeys(cell.flags for cell in line.synthetic.get(size, []) if cell and cell.flags)
-        found += [f"* {line.name}: {text}" for text in flags]
-    return found
 
 
 def others_of(project: Project, target=None) -> list[tuple[str, list[list[str]]]]:
@@ -228,15 +205,6 @@ def others_of(project: Project, target=None) -> list[tuple[str, list[list[str]]]
     return found
 
 
-def on_synthetic(size: str) -> str:
-    """How a heading says that its numbers are not from the real data set; "" for real data."""
-    return f": synthetic {size}, not the real data set" if size else ""
-
-
-def link(base: Path, path: Path) -> str:
-    return Path(os.path.relpath(path, base)).as_posix().replace(" ", "%20")
-
-
 def as_markdown(project: Project, base: Path, root: Path) -> str:
     """All tables of a project, its other runs and its training curves, with links relative to `base`."""
     parts = [table_markdown(table, base, root) for table in project.tables]
@@ -257,7 +225,9 @@ def table_markdown(table: Table, base: Path, root: Path) -> str:
         return f"[{number_text(cell, column)}]({link(base, target)}){marks(cell)}".replace("*", r"\*")
 
     figures = root / "results" / "figures"
-    text = f"### {table.heading}\n\n{_markdown(rows_of(table, '', show))}\n" + _picture(table, "", base, figures)
+    text = f"### {table.heading}\n"
+    if not table.only_synthetic:
+        text += f"\n{_markdown(rows_of(table, '', show))}\n" + _picture(table, "", base, figures)
     if notes_of(table):
         text += "\n" + "\n".join(f"- {note}" for note in notes_of(table)) + "\n"
     for size in table.sizes:
@@ -287,7 +257,9 @@ def as_text(project: Project) -> str:
 
     parts = []
     for table in project.tables:
-        parts += ["", f"{project.name}: {table.heading}", _aligned(rows_of(table, "", show)), *notes_of(table)]
+        parts += ["", f"{project.name}: {table.heading}"]
+        parts += [] if table.only_synthetic else [_aligned(rows_of(table, "", show))]
+        parts += notes_of(table)
         for size in table.sizes:
             parts += [
                 "",

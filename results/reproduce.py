@@ -1,6 +1,6 @@
 """Run the rows of the papers' tables, one after another, and leave a result file for each.
 
-    python results/reproduce.py --list     # every row, its flags, the paper's numbers
+    python results/reproduce.py --list     # every row: flags, what it needs, the paper's numbers, done or missing
     python results/reproduce.py aff_scl/table4 --data-dir /data --dry-run      # the plan only
     python results/reproduce.py aff_scl/table4 --data-dir /data --seeds 0 1 2 --gpus 2
     python results/reproduce.py "aff_scl/table5/*" --synthetic small -- --epochs 4 --amp bf16
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 import yaml
 
-from common import checkpoints
+from common import checkpoints, datasets
 from results import schema, tables
 from results.schema import Refused
 
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             list(dict.fromkeys(row for pattern in args.patterns for row in matching(root, rows, pattern))) or everything
         )
         if args.list:
-            print("\n".join(described(rows, *row) for row in chosen))
+            print(listing(root, rows, chosen, args.results_dir))
             return 0
         jobs = [job for row in in_order(rows, chosen) for job in planned(root, rows, args, *row)]
     except Refused as error:
@@ -241,13 +241,48 @@ def _data_of(checkpoint: Path, row: str) -> str:
     return checkpoint.parents[1 + len(Path(row).parts)].name
 
 
-def described(rows: dict[str, dict], project: str, row: str) -> str:
-    spec = rows[project][row]
-    paper = schema.metrics_text(spec.get("paper", {}))
-    needs = f"  needs {', '.join(spec['needs'])}" if spec.get("needs") else ""
-    return f"{project}/{row}: {spec.get('script', 'train.py')} {spec.get('args', '')}{needs}" + (
-        f"\n    paper: {paper}" if paper else ""
-    )
+def listing(root: Path, rows: dict[str, dict], chosen: list[tuple[str, str]], results_dir: Path | None = None) -> str:
+    """The chosen rows: command, what each needs, the paper's numbers, and the results there are, then their count."""
+    found = {p: schema.read_all(root, p, results_dir) for p in dict.fromkeys(project for project, _ in chosen)}
+    parts, done = [], 0
+    for project, row in chosen:
+        spec = rows[project][row]
+        status = _status(root, spec, [result for result in found[project] if result.row == row])
+        done += status.startswith("done")
+        paper = schema.metrics_text(spec.get("paper", {}))
+        parts.append(
+            f"{project}/{row}: {spec.get('script', 'train.py')} {spec.get('args', '')}".rstrip()
+            + f"\n    needs {needed(root, project, row, spec)}"
+            + (f"\n    paper: {paper}" if paper else "")
+            + f"\n    {status}"
+        )
+    return "\n".join([*parts, f"{len(chosen)} rows, {done} of them with a result"])
+
+
+def needed(root: Path, project: str, row: str, spec: dict) -> str:
+    """Data set, initial weights and earlier rows of a row, as its script's flags and experiments.yaml say."""
+    args = vars(schema.row_args(root, project, spec.get("script", "train.py"), ("--row", row)))
+    data = [args.get("dataset"), args["source"] if args.get("source") in datasets.NAMES else None]
+    if args.get("synthetic"):
+        text = f"no data set: it renders {args.get('dataset') or 'people'} {args['synthetic']} by itself"
+    elif any(data):
+        text = " and ".join(f"data set {name}" for name in data if name)
+    elif args.get("epochs"):
+        text = f"data as {project}/README.md says"
+    else:
+        return "nothing but the code"
+    weights, needs = str(args.get("weights") or "none").removeprefix("row:"), spec.get("needs", [])
+    if weights in schema.load_rows(root, project):
+        needs = list(dict.fromkeys([weights, *needs]))
+    initial = [] if weights in ("none", *needs) else [f"weights {weights}"]
+    return "; ".join([text, *initial, *(f"row {need}" for need in needs)])
+
+
+def _status(root: Path, spec: dict, results: list[schema.Result]) -> str:
+    own = [result for result in results if not schema.foreign_flags(result, root, spec)]
+    if own:
+        return "done: " + ", ".join(f"{result.data} seed {result.seed}" for result in own)
+    return "missing" + (f" (with other flags: {', '.join(r.data for r in results)})" if results else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- run

@@ -18,8 +18,9 @@ retrieval metrics are fractions.
       curves: [{name: Market-1501, points: {0.55: figure4/market/eps=0.55, 0.65: table2/market}}]
 
 `rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
-"cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}. The
-paper's own numbers stand in experiments.yaml (`paper:`) and nowhere else.
+"cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}, with
+optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere
+else.
 """
 
 import re
@@ -54,6 +55,7 @@ class Column:
     name: str
     scale: float
     digits: int
+    optional: bool = False  # rows without it are no mistake
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Table:
             {size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True
         )
 
+    @property
+    def only_synthetic(self) -> bool:
+        """Nothing is known but numbers on synthetic people: the table of paper and real data would hold dashes alone."""
+        return bool(self.sizes) and not any(not line.own or any(line.paper) or any(line.real) for line in self.lines)
+
 
 @dataclass
 class Project:
@@ -167,7 +174,7 @@ def _missing(name: str, spec: dict, table: Table, usable: dict) -> list[str]:
                 for (used, _), results in usable.items()
                 if used == row
                 for result in results
-                if column.metric not in result.metrics
+                if column.metric not in result.metrics and not column.optional
             ]
     return found
 
@@ -230,14 +237,15 @@ def shown_rows(spec: dict) -> set[str]:
 
 def _column(group: str, metric: str | dict, where: str) -> Column:
     given = {"metric": metric} if isinstance(metric, str) else dict(metric)
-    _known(given, {"metric", "name", "scale", "digits"}, f"{where}, columns", required=("metric",))
+    _known(given, {"metric", "name", "scale", "digits", "optional"}, f"{where}, columns", required=("metric",))
     key = given["metric"]
     last = key.rpartition(".")[2]
     if is_retrieval(key):
         name, scale, digits = re.sub(r"^rank", "Rank-", last), 100, 1
     else:
         name, scale, digits = PLAIN.get(last, (last, 1, 2))
-    return Column(group, key, given.get("name", name), given.get("scale", scale), given.get("digits", digits))
+    shown = given.get("name", name), given.get("scale", scale), given.get("digits", digits)
+    return Column(group, key, *shown, given.get("optional", False))
 
 
 def _line(

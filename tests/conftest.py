@@ -1,6 +1,8 @@
 """The one allowed path line for tests, and the shared fixtures."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +63,19 @@ def script(*command, launcher=PYTHON, cwd=ROOT, timeout=240, **environment) -> s
 
 def child_environment(**more) -> dict:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def kill_family(process: subprocess.Popen) -> None:
+    """Send kill -9 to a process and all below it: torchrun gives each worker a session of its own."""
+    for pid in (process.pid, *descendants(process.pid)):
+        with contextlib.suppress(ProcessLookupError):  # loader workers come and go
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended meanwhile
+        return []
+    return own + [below for child in own for below in descendants(child)]

@@ -220,7 +220,7 @@ def test_a_data_set_with_one_camera_is_refused(market_dir, tmp_path):
 
 def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(market_dir, trained, tmp_path):
     out = trained[0]
-    words = ["--checkpoint", log_dir(out), "--out", tmp_path, "--features", tmp_path / "f", "-j", 1]
+    words = ["--checkpoint", log_dir(out), "--out", tmp_path, "--export-features", tmp_path / "f.npy", "-j", 1]
     done = script(ROOT / "convnext_ap/test.py", *words, cwd="/")
     assert done.returncode == 0, done.stderr
     metrics = result(out)["metrics"]

@@ -1,12 +1,13 @@
 """Equations (1)-(5), SimCLR, BYOL, WRT and CIL's term against loops written from their definitions."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dapg import losses
+from dapg import losses, pretrain
 
 
 def rows(*shape, seed=0):
@@ -113,3 +114,43 @@ def test_cils_term_is_zero_for_repeated_images_and_halves_the_visible_one(versio
     visible, infrared = torch.randn(versions, 4, 7), torch.randn(1, 4, 7).expand(versions, -1, -1)
     both = losses.consistency(torch.cat([visible, infrared], 1))
     assert torch.allclose(both, losses.consistency(visible) / 2, atol=1e-6)
+
+
+def settings(**changes):
+    return Namespace(**{"negatives": "queue", "loss": "eq1", "constraint": "sim", "delta": 0.5, "tau": 0.7,
+                        "tau_js": 0.1, **changes})
+
+
+def test_negatives_of_the_batch_are_the_groups_of_the_other_images():
+    """Eq. (1) with the m - 1 other images: loops, and finite gradients although an image's own group is masked."""
+    z, tau, tau_js = rows(4, 5, 8).requires_grad_(), 0.7, 0.1
+    loss, parts = pretrain.objective(settings(negatives="batch"), z, None, None, None)
+    mc, js, z0 = 0.0, 0.0, z.detach()
+    for b in range(5):
+        others = [z0[i, c] for c in range(5) if c != b for i in (1, 2, 3)]
+        top = sum(math.exp(float(z0[0, b] @ z0[i, b]) / tau) for i in (1, 2, 3))
+        mc -= math.log(top / (top + sum(math.exp(float(z0[0, b] @ k) / tau) for k in others))) / 5
+        p = [torch.stack([z0[i, b] @ k for k in others]).div(tau_js).softmax(0) for i in (1, 2, 3)]
+        middle = sum(p) / 3
+        js += sum(float((one * (one / middle).log()).sum()) for one in p) / 3 / 5
+    assert abs(float(parts["mc"]) - mc) < 1e-5 and abs(float(parts["js"]) - js) < 1e-5
+    assert abs(float(loss) - (mc + js) / 2) < 1e-5
+    loss.backward()
+    assert torch.isfinite(z.grad).all() and (z.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"constraint": "row"}, {"constraint": "feature"}, {"loss": "mc"},
+                                     {"loss": "infonce"}, {"constraint": "row", "negatives": "batch"}], ids=str)
+def test_every_reading_of_the_objective_has_a_finite_gradient(changes):
+    z, k, which = rows(4, 5, 8).float().requires_grad_(), rows(3, 5, 8, seed=1).float(), torch.arange(5) % 3
+    loss, parts = pretrain.objective(settings(**changes), z, k, rows(16, 8, seed=2).float(), which)
+    loss.backward()
+    assert torch.isfinite(z.grad).all() and z.grad[0].norm() > 0 and {"mc", "spread"} <= parts.keys()
+
+
+def test_one_positive_as_in_moco_and_alignment_is_infonce_whatever_the_loss():
+    q, k, queue = rows(1, 5, 8).float(), rows(1, 5, 8, seed=1).float(), rows(16, 8, seed=2).float()
+    want = F.cross_entropy(torch.cat([(q[0] * k[0]).sum(1, keepdim=True), q[0] @ queue.T], 1) / 0.7,
+                           torch.zeros(5, dtype=torch.int64))
+    loss, parts = pretrain.objective(settings(), q, k, queue, torch.zeros(5, dtype=torch.int64))
+    assert torch.allclose(loss, want, atol=1e-6) and "js" not in parts

@@ -118,6 +118,7 @@ def test_checksum_sees_a_change_and_a_swap():
     x = torch.randn(6, 4)
     assert model.checksum(x) == model.checksum(x.clone())
     assert model.checksum(x) != model.checksum(x[[1, 0, 2, 3, 4, 5]]) and model.checksum(x) != model.checksum(x + 1e-6)
+    assert model.checksum(torch.tensor(3)) != model.checksum(torch.tensor(4))  # the queue's pointer has no dimension
 
 
 # ---------------------------------------------------------------------------------------------------------------- trunk

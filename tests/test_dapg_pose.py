@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -98,3 +99,21 @@ def test_the_best_person_of_a_detection_keeps_joints_above_the_threshold():
     people = {"scores": torch.tensor([0.2, 0.9]), "keypoints": keypoints, "keypoints_scores": scores}
     found = pose.best_person(people, 0.0)
     assert found[pose.OPENPOSE.index("left_ankle"), 2] == 0 and found[pose.OPENPOSE.index("right_ankle"), 0] == 16
+
+
+@pytest.mark.slow
+def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
+    """The whole path of a detector's file, with random weights: the points of a found person lie in the picture."""
+    import torch
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    network = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), tmp_path / "detector.pth")
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.random.default_rng(i).integers(0, 256, (128, 64, 3), np.uint8))
+    found = pose.detect([str(tmp_path / f"{i}.jpg") for i in range(2)], str(tmp_path / "detector.pth"), "cpu", -1e9)
+    assert sorted(found) == ["0.jpg", "1.jpg"]
+    for points in found.values():
+        assert points.shape == (18, 3) and points[:, :2].min() >= 0 and points[:, :2].max() <= 1.01
+        assert (points[:, 2] == 1).all()

@@ -1,16 +1,20 @@
 """The stages as scripts on miniature trees: they finish, resume to the bit, feed each other, and name bad input."""
 
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, script, write_market
 from dapg_trees import write_luperson, write_poses, write_regdb, write_sysu
+from PIL import Image
 
 from common import checkpoints, evaluation
-from dapg import downstream, pose, pretrain
+from dapg import downstream, pose, pretrain, train
 from dapg.flags import parse_args
+from results import schema
 
 TRAIN = ROOT / "dapg" / "train.py"
 SIZE = ["--backbone", "resnet18", "--height", 64, "--width", 32, "--workers", 0]
@@ -80,7 +84,8 @@ def test_every_pretraining_variant_takes_a_step(home, flags):
     variant = ["--variant", "warmup=1", "queue=16", "augmix_ops=on"]
     if flags[-1] == "--crop":
         flags, variant = flags[:-1], [*variant, "crop=rrc"]
-    run(home, "--stage", "robust", "--batch-size", 8, "--epochs", 1, "--iters", 1, *variant, *flags, out="variants")
+    few = ["--stage", "robust", "--batch-size", 8, "--epochs", 1, "--iters", 2]  # a second step: new weights are finite
+    run(home, *few, *variant, *flags, out="variants")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,20 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
     assert "mc" in metrics(home, "market")
     next(folder.glob("*_p3.jpg")).unlink()
     assert "1 of 36 images have no four generated poses" in run(home, *flags, out="other", fails=True)
+
+
+@pytest.mark.slow
+def test_figures_are_drawn_by_command(home, trunk, generated, tmp_path):
+    folder = next((home / "out/logs/dapg/market").rglob("*_p0.jpg")).parent
+    for number, flags in ((1, []), (3, ["--dataset", "luperson"]), (4, ["--dataset", "market", "--source", folder])):
+        done = script(ROOT / "dapg/test.py", "--figure", number, *flags, "--data-dir", home / "data", "--out", tmp_path,
+                      "--workers", 0)
+        assert done.returncode == 0 and f"figure{number}." in done.stdout, done.stderr
+    with Image.open(tmp_path / "figure3.jpg") as three, Image.open(tmp_path / "figure4.jpg") as four:
+        assert min(*three.size, *four.size) > 400
+        assert len(np.unique(np.asarray(three).reshape(-1, 3), axis=0)) > 1000  # noise, not blank paper
+    with Image.open(tmp_path / "figure1.png") as one:
+        assert one.size == (960, 480)
 
 
 @pytest.mark.parametrize("stage, dataset, keys", [("agw", "sysu", ("all", "indoor", "all_c", "indoor_c")),
@@ -135,6 +154,8 @@ def test_bad_input_is_one_sentence(home, trunk, tmp_path):
     assert "no file weights/vtbr.pth" in said and "README" in said
     said = run(home, "--stage", "align", out="bad", fails=True)
     assert "run it first: python dapg/train.py --row generate/market" in said
+    said = run(home, "--stage", "align", "--negatives", "batch", out="bad", fails=True)
+    assert "--negatives batch is of --stage robust" in said
     said = run(home, *agw, "--variant", "sleet=1", out="bad", fails=True)
     assert "--variant sleet=1: known are" in said
 
@@ -181,8 +202,6 @@ def test_channel_enhancement_is_cajs_rule():
 
 
 def test_cross_modality_batches_hold_the_same_people_in_both(home):
-    import numpy as np
-
     rng = np.random.default_rng(0)
     visible, infrared = np.repeat(np.arange(10), 7), np.repeat(np.arange(1, 12), 2)
     v, i, chosen = downstream.cross_batches(visible, infrared, 8, 20, rng)
@@ -200,8 +219,35 @@ def test_soft_erasing_keeps_the_range_and_half_of_the_images():
 
 
 def test_metrics_over_trials_are_means_with_deviations():
-    import numpy as np
-
     trials = [evaluation.RankMetrics(a, np.full(20, a), a, np.array([a]), 1) for a in (0.2, 0.4)]
     found = downstream.summary(trials, "x.")
     assert abs(found["x.mAP"] - 0.3) < 1e-9 and abs(found["x.std_mAP"] - 0.1) < 1e-9
+
+
+@pytest.mark.parametrize("name, arguments, rows", [
+    ("run_stage1.sh", ["/data", "4"], ["robust/dapg"]),
+    ("run_stage2.sh", ["/data"], ["gan/market", "generate/market", "align/dapg"]),
+    ("run_agw.sh", ["/data", "pnl"], ["agw/pnl/sysu", *["agw/pnl/regdb"] * 10]),
+    ("run_cil.sh", ["/data"], ["cil/ours/sysu", *["cil/ours/regdb"] * 10]),
+    ("run_chain.sh", ["--data-dir", "data"], [row for row in schema.load_rows(ROOT, "dapg") if "chain/" in row[:6]]),
+])
+def test_run_scripts_train_the_rows_that_others_look_for(tmp_path, name, arguments, rows):
+    """A flag of a script that changed the method would give a row another name, and the next stage would miss it."""
+    for program in ("python", "torchrun"):
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} \"$@\" >> {tmp_path}/calls\n")
+        (tmp_path / program).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python"}
+    done = script(ROOT / "dapg" / name, *arguments, launcher=["bash"], **path)
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines() if "dapg/train.py" in line]
+    flags = [call[call.index("dapg/train.py") + 1:] for call in calls]
+    parsed = [parse_args(each) for each in flags]
+    assert sorted(args.row for args in parsed) == sorted(rows)
+    assert [args.row for args in parsed] == [each[each.index("--row") + 1] for each in flags]
+
+
+def test_commands_in_the_documentation_are_rows():
+    """The stages' plain commands, as train.py's docstring gives them, are the rows that the next stages read."""
+    commands = [line.split("#")[0].split()[2:] for line in train.__doc__.splitlines() if "python dapg/train.py" in line]
+    assert [parse_args(flags).row for flags in commands] == [
+        "robust/dapg", "gan/market", "generate/market", "align/dapg", "agw/ours/sysu", "cil/ours/regdb"]

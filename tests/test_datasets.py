@@ -14,6 +14,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from common import datasets
+from common.datasets import __main__ as command
+from common.datasets import luperson, market
 from common.datasets.base import HARMLESS
 
 MARKET = {"bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000551_01.jpg", "0007_c3s3_077419_03.jpg"],
@@ -198,8 +200,8 @@ def test_digest_follows_names_and_sizes_but_not_the_place(tmp_path):
 
 def test_command_line_prints_statistics_and_check_finds_the_broken_image(tmp_path):
     write_tree(tmp_path, MARKET, pixels=True)
-    command = [sys.executable, "-m", "common.datasets"]
-    run = lambda *words: subprocess.run([*command, *words, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True,
+    module = [sys.executable, "-m", "common.datasets"]
+    run = lambda *words: subprocess.run([*module, *words, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True,
                                         text=True)
     assert "gallery" in run("market").stdout
     good = run("check", "market")
@@ -208,5 +210,35 @@ def test_command_line_prints_statistics_and_check_finds_the_broken_image(tmp_pat
     broken.write_bytes(broken.read_bytes()[:200])
     bad = run("check", "market")
     assert bad.returncode == 1 and str(broken) in bad.stdout and "1 broken" in bad.stdout
-    wrong = run("duke")  # the names are Market's
+    assert "train has 3 images" in bad.stdout and "counts differ from the published table" in bad.stdout
+    assert "Warning" not in bad.stderr
+    wrong = run("check", "duke")  # the names are Market's
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "not named as the data set" in wrong.stderr
+
+
+def test_check_reports_every_broken_image_and_wrong_name_and_counts(tmp_path, capsys, monkeypatch):
+    write_tree(tmp_path, MARKET, pixels=True)
+    files = sorted((tmp_path / "bounding_box_train").iterdir())
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:-40])
+    assert command.main(["check", "market", "--data-dir", str(tmp_path), "-j", "1"]) == 1
+    said = capsys.readouterr().out
+    assert all(f"{file}: " in said for file in files[:2]) and "9 images opened, 2 broken" in said
+    (tmp_path / "SYNTHETIC").write_text("{}")
+    assert command.main(["check", "market", "--data-dir", str(tmp_path)]) == 1
+    assert "instead of the published" not in capsys.readouterr().out
+    (tmp_path / "SYNTHETIC").unlink()
+    monkeypatch.setattr(market, "PUBLISHED", {"train": (3, 2, 3), "query": (2, 2, 2), "gallery": (3, 2, 2)})
+    command.main(["check", "market", "--data-dir", str(tmp_path)])
+    assert "counts are those of the published table" in capsys.readouterr().out
+    (tmp_path / "query" / "holiday.jpg").write_bytes(b"x")
+    assert command.main(["check", "market", "--data-dir", str(tmp_path)]) == 1
+    assert "holiday.jpg" in capsys.readouterr().err
+
+
+def test_check_opens_the_images_of_an_lmdb(tmp_path, monkeypatch):
+    good, key = tmp_path / "a.jpg", f"{tmp_path}/data{luperson.SEPARATOR}"
+    Image.new("RGB", (4, 8)).save(good)
+    values = {key + "a": good.read_bytes(), key + "b": good.read_bytes()[:60]}
+    monkeypatch.setattr(luperson, "read", values.__getitem__)
+    assert command.fault(key + "a") is None and command.fault(key + "b").startswith(key + "b: ")

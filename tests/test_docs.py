@@ -3,9 +3,12 @@
 import ast
 import contextlib
 import io
+import json
+import os
 import re
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,16 +65,24 @@ def all_commands():
 def parse(command):
     """Parse a command as its script would; raises AssertionError saying what is wrong with it."""
     words = shlex.split(command, comments=True)
+    given = {}
     while "=" in words[0]:
-        words.pop(0)
+        name, _, value = words.pop(0).partition("=")
+        given[name] = value
     program, *words = words
     if program == "make":
         targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert set(word for word in words if "=" not in word) <= targets, f"Makefile has {sorted(targets)}"
         return
     if program == "bash":
-        assert subprocess.run(["bash", "-n", ROOT / words[0]], check=False).returncode == 0
+        for recorded in shell_calls(words, given):
+            parse_call(recorded[0], recorded[1:], plan=False)
         return
+    parse_call(program, words)
+
+
+def parse_call(program, words, plan=True):
+    """Parse one call of python or torchrun; without `plan`, of reproduce.py only flags and patterns."""
     if words[0] == "-m":
         if words[1] in OTHERS_MODULES:
             return
@@ -82,7 +93,31 @@ def parse(command):
         assert program == "torchrun" or index == 0, f"{words[0]} stands before the script"
         path, words = ROOT / words[index], words[index + 1 :]
     assert path.is_file(), f"{path} does not exist"
-    parse_words(path, words)
+    if path == ROOT / "results" / "reproduce.py" and not plan:
+        rows = {project: schema.load_rows(ROOT, project) for project in schema.projects(ROOT)}
+        assert all(reproduce.matching(ROOT, rows, pattern) for pattern in reproduce.parse_args(words).patterns)
+    else:
+        parse_words(path, words)
+
+
+RECORDER = """#!/bin/sh
+[ "$1" = -c ] && { echo 1; exit 0; }
+{ printf '%s' "$(basename "$0")"; for word in "$@"; do printf '\\037%s' "$word"; done; printf '\\036'; } >> "$RECORD"
+"""  # a question of a script is answered with 1, every other call is written down
+
+
+def shell_calls(words, given):
+    """The calls of python and torchrun that a shell script makes, run with stand-ins for both; [[program, word, ..]]."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("python", "python3", "torchrun"):
+            (Path(folder) / name).write_text(RECORDER)
+            (Path(folder) / name).chmod(0o755)
+        record = Path(folder) / "calls"
+        place = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "RECORD": str(record), **given}
+        done = subprocess.run(["bash", *words], cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, f"bash {shlex.join(words)}: {done.stderr}"
+        return [call.split("\037") for call in record.read_text().split("\036")[:-1]]
 
 
 def parse_words(path, words):
@@ -113,6 +148,26 @@ def help_flags(path):
 @pytest.mark.parametrize("where, command", all_commands())
 def test_command_parses(where, command):
     parse(command)
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*/*.sh")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_shell_script_stands_on_a_page_or_takes_a_data_folder(script):
+    name = script.relative_to(ROOT).as_posix()
+    if not any(name in command for _, command in all_commands()):
+        parse(f"bash {name} /data")
+
+
+def test_a_shell_script_is_checked_by_the_calls_it_makes(tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text('set -eu\nfor row in a b; do python dapg/train.py --row "$row/$1" $FLAG; done\n')
+    found = shell_calls([str(script), "x y"], {"FLAG": "--resume"})
+    assert found == [["python", "dapg/train.py", "--row", f"{row}/x y", "--resume"] for row in "ab"]
+    script.write_text("python results/render.py --chekc\n")
+    with pytest.raises(AssertionError, match="chekc"):
+        parse(f"bash {script}")
+    script.write_text("exit 3\n")
+    with pytest.raises(AssertionError):
+        parse(f"bash {script}")
 
 
 def test_the_command_parser_sees_what_is_wrong():
@@ -163,3 +218,36 @@ def test_links_lead_somewhere(page):
 
 def test_tables_on_all_pages_equal_the_result_files(capsys):
     assert render.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def linked_numbers(text):
+    """(number, target) of every link `[12.3](.../seed0.json)` of a page, also `[12.3 ± 0.4](.../row)`."""
+    return re.findall(r"\[(\d+\.\d+)(?: ± \d+\.\d+)?\]\(([^)\s]*results/[^)\s]+|[a-z_]+/[^)\s]+)\)", text)
+
+
+def is_shown(number, files):
+    """Whether the mean of some metric of the result files, at the number's decimals, is the number."""
+    metrics = [json.loads(file.read_text())["metrics"] for file in files]
+    digits = len(number.partition(".")[2])
+    means = [sum(m[key] for m in metrics) / len(metrics) for key in metrics[0] if all(key in m for m in metrics)]
+    scales = (1, 100, 1e-6, 1e-9, 1e3, 1e-3)
+    return any(f"{mean * scale:.{digits}f}" == number for mean in means for scale in scales)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_number_that_links_to_result_files_is_in_them(page):
+    """Also outside the rendered tables, whose equality the next test shows."""
+    wrong = []
+    for number, target in linked_numbers(page.read_text(encoding="utf-8")):
+        place = (page.parent / target).resolve()
+        files = [place] if place.is_file() else sorted(place.glob("seed*.json"))
+        wrong += [(number, target)] if not files or not is_shown(number, files) else []
+    assert wrong == []
+
+
+def test_a_wrong_linked_number_is_seen(tmp_path):
+    file = tmp_path / "seed0.json"
+    file.write_text('{"metrics": {"mAP": 0.5213, "params": 26699938}}')
+    assert is_shown("52.1", [file]) and is_shown("26.70", [file]) and not is_shown("52.2", [file])
+    text = "it reaches [52.1](results/aff_scl/x/demo/seed0.json) and [3.0 ± 0.1](../results/a/b)"
+    assert linked_numbers(text) == [("52.1", "results/aff_scl/x/demo/seed0.json"), ("3.0", "../results/a/b")]

@@ -3,16 +3,18 @@
 import csv
 import json
 import shutil
+import subprocess
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TORCHRUN, script
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script
 from PIL import Image
 
 from common import checkpoints
+from pixel_sampling import model, train, visualize
 from pixel_sampling import test as evaluation_script
-from pixel_sampling import train, visualize
 from pixel_sampling.masks import LUT, write_labels
 
 TINY = (
@@ -136,6 +138,34 @@ def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one process", "two processes"])
+def test_training_killed_with_signal_9_continues_to_the_quiet_runs_numbers(data_dir, tmp_path, launcher):
+    def command(out, *more):
+        places = ["--data-dir", data_dir, "--logs-dir", tmp_path / out / "logs", "--results-dir", tmp_path / out]
+        return [ROOT / "pixel_sampling/train.py", *TINY, "--epochs", 4, *places, *more]
+
+    quiet = script(*command("quiet"), launcher=launcher)
+    assert quiet.returncode == 0, quiet.stderr[-2000:]
+    process = subprocess.Popen(
+        [*launcher, *map(str, command("cut"))], env=child_environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 200
+    while not list(tmp_path.glob("cut/logs/**/checkpoint_0001.pt")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    kill_family(process)
+    assert not list(tmp_path.glob("cut/**/seed0.json"))
+    again = script(*command("cut", "--resume"), launcher=launcher)
+    assert again.returncode == 0, again.stderr[-2000:]
+    results = [json.loads(next((tmp_path / out).rglob("seed0.json")).read_text()) for out in ("quiet", "cut")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    states = [
+        checkpoints.read(next((tmp_path / out).rglob("checkpoint_0004.pt")))["state_dict"] for out in ("quiet", "cut")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
 def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data_dir, tmp_path, capsys):
     ours, _ = run(data_dir, tmp_path / "ours")
     run(data_dir, tmp_path / "hpm", "--arch", "hpm", "--consistency", "none")
@@ -174,6 +204,24 @@ def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data
             assert (
                 len(listed) == 6 * 6 and {"query", "gallery", "rank", "match"} <= listed[0].keys()
             )  # 6 queries, 6 gallery images
+
+
+def test_the_mean_of_a_class_map_is_the_score_of_its_class_and_every_image_lights_up():
+    torch.manual_seed(0)
+    network = model.build("bot", 5, "resnet18")
+    torch.nn.init.normal_(network.classifier.weight)
+    for _ in range(3):  # running statistics off their start
+        network.train()(torch.randn(8, 3, 64, 32))
+    network.eval()
+    x, labels = torch.randn(6, 3, 64, 32), torch.tensor([0, 1, 2, 3, 4, 0])
+    scores = network.scores(x).gather(1, labels[:, None])[:, 0]
+    assert torch.allclose(visualize.class_maps(network, x, labels, folded=True).mean((1, 2)), scores, atol=1e-4)
+    maps, chosen = visualize.activation_maps(network, x, None, folded=True)
+    assert torch.equal(chosen, network.scores(x).argmax(1)) and maps.shape == (6, 64, 32)
+    assert (maps.amax((1, 2)) > 0.5).all() and maps.min() >= 0 and maps.max() <= 1
+    raw = visualize.class_maps(network, x, labels, folded=False)
+    expected = (network.backbone(x) * network.classifier.weight[labels][:, :, None, None]).sum(1)
+    assert torch.allclose(raw, expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from results import reproduce
+from results import reproduce, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
@@ -224,10 +225,39 @@ def test_list_shows_rows_flags_and_paper(root, capsys):
     assert (
         "fake/table2/market: train.py --dataset market" in said
         and "paper: mAP 78.8" in said
-        and "needs pretrain" in said
+        and "row pretrain" in said
     )
     assert reproduce.main(["--list", "fake/table4"], root) == 0
     assert "pretrain:" not in capsys.readouterr().out
+
+
+def test_list_says_what_a_row_needs_and_whether_it_is_done(root, capsys):
+    assert reproduce.main(["fake/table2/market", "fake/table4/mean", "--synthetic", "small"], root) == 0
+    capsys.readouterr()
+    other = root / "results" / "fake" / "market-synthetic-small" / "table4" / "mean" / "seed0.json"
+    content = json.loads(other.read_text())
+    content["args"]["lr"] = 0.3
+    other.write_text(json.dumps(content))
+    assert reproduce.main(["--list"], root) == 0
+    said = capsys.readouterr().out
+    parts = {part.partition(":")[0]: part for part in re.split(r"\n(?=\S)", said)}
+    assert "needs data set market\n" in parts["fake/table2/market"]
+    assert parts["fake/table2/market"].endswith("done: market-synthetic-small seed 0")
+    assert parts["fake/table4/mean"].endswith("missing (with other flags: market-synthetic-small)")
+    assert "needs data set market; row pretrain\n" in parts["fake/table4/hard"]
+    assert parts["fake/table4/hard"].endswith("\n    missing") and "needs nothing but" in parts["fake/table40"]
+    assert said.endswith("9 rows, 1 of them with a result\n")
+
+
+def test_list_shows_all_rows_of_the_five_projects_with_what_each_needs(capsys):
+    assert reproduce.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [f"{project}/{row}" for project in schema.projects(ROOT) for row in schema.load_rows(ROOT, project)]
+    assert [line.partition(": ")[0] for line in lines if not line.startswith(" ")][:-1] == rows
+    for start in ("    needs ", "    done: ", "    missing"):
+        assert any(line.startswith(start) for line in lines)
+    assert sum(line.startswith("    needs ") for line in lines) == len(rows) > 200
+    assert sum(line.startswith(("    done: ", "    missing")) for line in lines) == len(rows)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

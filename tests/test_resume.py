@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TINY, TORCHRUN, child_environment, script
+from conftest import PYTHON, ROOT, TINY, TORCHRUN, child_environment, kill_family, script
 
 from common import checkpoints
 
@@ -53,15 +53,7 @@ def kill_after(epoch, arguments, out, launcher):
     while not list(out.glob(f"logs/aff_scl/*/*/seed0/checkpoint_{epoch:04d}.pt")):
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.01)
-    for pid in (process.pid, *children(process.pid)):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-
-
-def children(pid):
-    """All processes below one; torchrun gives each worker a session of its own, so that a group would miss them."""
-    own = [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
-    return own + [below for child in own for below in children(child)]
+    kill_family(process)
 
 
 def assert_equal(a, b, where="checkpoint"):

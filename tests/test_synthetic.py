@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common import synthetic
-from common.synthetic import body, canvas, infrared, layouts, render
+from common.synthetic import body, canvas, infrared, layouts, layouts_vi, render
 from common.synthetic import identity as people
 from common.synthetic.camera import camera, look
 from common.synthetic.pose import View
@@ -111,6 +111,22 @@ def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_kept(tm
 def test_wrong_arguments_are_named(tmp_path, name, size, seed, message):
     with pytest.raises(ValueError, match=message):
         synthetic.write(name, tmp_path, size, seed)
+
+
+def test_options_of_jpeg_go_to_jpeg_files_alone(tmp_path, monkeypatch, capfd):
+    """RegDB's files are .bmp; OpenCV 5 warns once an image when a format is given options of another."""
+    given, original = {}, cv2.imwrite
+
+    def recorded(path, image, options):
+        given.setdefault(Path(path).suffix, []).append(list(options))
+        return original(path, image, options)
+
+    monkeypatch.setattr(cv2, "imwrite", recorded)
+    monkeypatch.setitem(layouts_vi.REGDB, "small", (4, 2))
+    synthetic.write("regdb", tmp_path, workers=1)
+    synthetic.write("market", tmp_path, workers=1)
+    assert given[".bmp"] == [[]] * 16 and given[".jpg"] == [[cv2.IMWRITE_JPEG_QUALITY, 95]] * len(given[".jpg"])
+    assert "unsupported" not in capfd.readouterr().err
 
 
 def test_command_line_explains_wrong_names_in_one_line(tmp_path):
