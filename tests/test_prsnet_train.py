@@ -2,8 +2,6 @@
 and what is said about wrong input (spec checks 8, 9)."""
 
 import json
-import os
-import signal
 import subprocess
 import textwrap
 import time
@@ -11,9 +9,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, child_environment, script
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script
 from PIL import Image
-from test_resume import assert_equal, children
+from test_resume import assert_equal
 
 from common import checkpoints
 from prsnet import deploy, flags, pretrain, protocols, test, train
@@ -120,9 +118,7 @@ def test_killed_pretraining_continues_to_the_bit(data_dir, tmp_path, launcher):
     while not list(tmp_path.glob("broken/**/checkpoint_0002.pt")):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.01)
-    for pid in (process.pid, *children(process.pid)):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
+    kill_family(process)
     assert not list(tmp_path.glob("broken/**/checkpoint_0020.pt"))
     done = script(*words("broken", "--resume"), launcher=launcher)
     assert done.returncode == 0 and "continuing after epoch" in done.stdout, done.stderr
