@@ -1,11 +1,11 @@
 """Draws one dressed person on a canvas, from the far parts to the near ones, and finds the key points."""
 
-from math import cos, hypot, pi, sin
+from math import cos, hypot, sin
 
 import numpy as np
 
 from common.synthetic import garments
-from common.synthetic.canvas import HAT, LOWER, SHOE, SKIN, UPPER, Canvas, Surface
+from common.synthetic.canvas import HAT, LOWER, SHOE, UPPER, Canvas, Surface
 from common.synthetic.identity import Garment, Identity, Outfit
 from common.synthetic.pose import View, project, skeleton
 
