@@ -7,7 +7,7 @@ FIRST_HALF := $(wildcard tests/test_[a-d]*.py)
 SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
 DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
 
-.PHONY: demo test test-fast bench tables
+.PHONY: demo test test-first-half test-second-half test-fast bench tables
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -19,11 +19,16 @@ demo: $(VENV)/.ready
 	@echo "tables       results/README.md"
 	@echo "page         open results/index.html in a browser: all tables, curves and pictures"
 
-# Two halves at once, since most tests wait for scripts of one thread; the second half's report follows the first's.
+# Two halves at once, since most tests wait for scripts of one thread; the second half prints its report when it ends.
 test: $(VENV)/.ready
-	@report=$$(mktemp); $(PY) -m pytest -q $(SECOND_HALF) > $$report 2>&1 & \
-	$(PY) -m pytest -q $(FIRST_HALF); first=$$?; wait $$!; second=$$?; \
-	cat $$report; rm -f $$report; exit $$((first | second))
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-first-half test-second-half
+
+test-first-half: $(VENV)/.ready
+	$(PY) -m pytest -q $(FIRST_HALF)
+
+test-second-half: $(VENV)/.ready
+	@report=$$(mktemp); $(PY) -m pytest -q $(SECOND_HALF) > $$report 2>&1; status=$$?; \
+	cat $$report; rm -f $$report; exit $$status
 
 test-fast: $(VENV)/.ready
 	$(PY) -m pytest -q -m "not slow"

@@ -266,7 +266,12 @@ def test_an_interrupt_ends_the_child_and_all_further_rows(root, number):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from results import reproduce\n"
         f"sys.exit(reproduce.main(['fake/sleeps', 'fake/table40'], Path({str(root)!r})))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     until = time.time() + 60
     while not (root / "fake" / "pid").is_file() or not (root / "fake" / "pid").read_text():
         assert time.time() < until and process.poll() is None
