@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
+from common import checkpoints
+
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -390,11 +392,4 @@ def read_state(path):
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return {strip_prefixes(key): value for key, value in state.items()}
-
-
-def strip_prefixes(key):
-    """A parameter's name without what DistributedDataParallel and torch.compile put before it."""
-    while key.startswith(("module.", "_orig_mod.")):
-        key = key.split(".", 1)[1]
-    return key
+    return checkpoints.strip_prefixes(state)

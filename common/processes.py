@@ -50,6 +50,25 @@ def sync_buffers(run, model: torch.nn.Module) -> None:
         broadcast(run, buffer)
 
 
+class GatherWithGradient(torch.autograd.Function):
+    """(B, ...) of every rank -> (W B, ...) in rank order on every rank; the gradients of all ranks are summed.
+
+    With the average that DistributedDataParallel takes, the gradient is that of the mean loss over the global batch.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
     """The model, compiled if asked, in DistributedDataParallel if there are several ranks; BatchNorm stays per rank."""
     if run.args["compile"]:

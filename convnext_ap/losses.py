@@ -8,24 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.losses import batch_hard_triplet
+from common.processes import GatherWithGradient
 
 MARGIN, GAMMA = 0.25, 32.0  # m and gamma of the circle loss; paper silent, from the code base that the paper builds on
-
-
-class Gather(torch.autograd.Function):
-    """(B, ...) of every rank -> (B * world size, ...) in rank order; the gradients of all ranks are summed."""
-
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -34,7 +19,7 @@ def gather(x: Tensor) -> Tensor:
     A loss of the gathered rows that every rank computes alike then has, after DistributedDataParallel's mean over the
     ranks, the gradient that one process would have.
     """
-    return Gather.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
+    return GatherWithGradient.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 
 class Parts(NamedTuple):

@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.processes import GatherWithGradient
 from common.transforms import normalize
 from dapg.trunk import resnet
 
@@ -28,25 +29,6 @@ def mlp(inputs: int, hidden: int, outputs: int, norm: bool) -> nn.Sequential:
     """Linear, (BatchNorm,) ReLU, linear."""
     middle = [nn.BatchNorm1d(hidden)] if norm else []
     return nn.Sequential(nn.Linear(inputs, hidden), *middle, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
-
-
-class GatherWithGradient(torch.autograd.Function):
-    """(B, ...) of every rank -> (W B, ...) on every rank; the backward pass sums all ranks' gradients of the own rows.
-
-    With the average that DistributedDataParallel takes, the gradient is that of the mean loss over the global batch.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def world() -> tuple[int, int]:
