@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,23 @@ def script(*command, launcher=PYTHON, cwd=ROOT, timeout=240, **environment) -> s
 
 def child_environment(**more) -> dict:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def kill_when(command: list, folder: Path, pattern: str) -> None:
+    """Start a command and send kill -9 to all its processes as soon as a file below `folder` matches `pattern`."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        start_new_session=True,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.time() + 200
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    kill_family(process)
 
 
 def kill_family(process: subprocess.Popen) -> None:

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import time
 
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script, write_market
+from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script, write_market
 from dapg_trees import write_luperson, write_regdb, write_sysu
 from test_resume import assert_equal
 
@@ -45,23 +43,12 @@ def result(out):
     return json.loads(found.read_text())["metrics"]
 
 
-def kill_after(epoch, arguments, out, launcher):
-    """Start the script and send kill -9 to all its processes as soon as the checkpoint of `epoch` is there."""
-    process = subprocess.Popen([*launcher, *arguments], start_new_session=True, env=child_environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.time() + 200
-    while not list((out / "logs").rglob(f"checkpoint_{epoch:04d}.pt")):
-        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
-        time.sleep(0.01)
-    kill_family(process)
-
-
 @pytest.mark.slow
 @BOTH
 def test_a_killed_stage_one_continues_to_the_bit(data, tmp_path, launcher):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(data, whole, *ROBUST, launcher=launcher)
-    kill_after(1, command(data, broken, *ROBUST), broken, launcher)
+    kill_when([*launcher, *command(data, broken, *ROBUST)], broken, "logs/**/checkpoint_0001.pt")
     assert checkpoints.epoch_of(checkpoints.newest(log_dir(broken))) < 3
     assert "continuing after epoch" in run(data, broken, *ROBUST, "--resume", launcher=launcher)
     first, second = (checkpoints.read(checkpoints.newest(log_dir(out))) for out in (whole, broken))

@@ -3,13 +3,11 @@
 import csv
 import json
 import shutil
-import subprocess
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script
+from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
 from PIL import Image
 
 from common import checkpoints
@@ -147,14 +145,7 @@ def test_training_killed_with_signal_9_continues_to_the_quiet_runs_numbers(data_
 
     quiet = script(*command("quiet"), launcher=launcher)
     assert quiet.returncode == 0, quiet.stderr[-2000:]
-    process = subprocess.Popen(
-        [*launcher, *map(str, command("cut"))], env=child_environment(), stdout=subprocess.DEVNULL
-    )
-    deadline = time.time() + 200
-    while not list(tmp_path.glob("cut/logs/**/checkpoint_0001.pt")):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.01)
-    kill_family(process)
+    kill_when([*launcher, *command("cut")], tmp_path, "cut/logs/**/checkpoint_0001.pt")
     assert not list(tmp_path.glob("cut/**/seed0.json"))
     again = script(*command("cut", "--resume"), launcher=launcher)
     assert again.returncode == 0, again.stderr[-2000:]

@@ -4,12 +4,11 @@ and what is said about wrong input (spec checks 8, 9)."""
 import json
 import subprocess
 import textwrap
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_family, script
+from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_when, script
 from PIL import Image
 from test_resume import assert_equal
 
@@ -108,17 +107,7 @@ def test_killed_pretraining_continues_to_the_bit(data_dir, tmp_path, launcher):
 
     done = script(*words("whole"), launcher=launcher)
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        [*launcher, *map(str, words("broken"))],
-        env=child_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 200
-    while not list(tmp_path.glob("broken/**/checkpoint_0002.pt")):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.01)
-    kill_family(process)
+    kill_when([*launcher, *words("broken")], tmp_path, "broken/**/checkpoint_0002.pt")
     assert not list(tmp_path.glob("broken/**/checkpoint_0020.pt"))
     done = script(*words("broken", "--resume"), launcher=launcher)
     assert done.returncode == 0 and "continuing after epoch" in done.stdout, done.stderr

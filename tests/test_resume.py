@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TINY, TORCHRUN, child_environment, kill_family, script
+from conftest import PYTHON, ROOT, TINY, TORCHRUN, child_environment, kill_when, script
 
 from common import checkpoints
 
@@ -39,23 +39,6 @@ def log_dir(out):
     return found
 
 
-def kill_after(epoch, arguments, out, launcher):
-    """Start the script and send kill -9 to all its processes as soon as the checkpoint of `epoch` is there."""
-    process = subprocess.Popen(
-        [*launcher, *arguments],
-        start_new_session=True,
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.time() + 200
-    while not list(out.glob(f"logs/aff_scl/*/*/seed0/checkpoint_{epoch:04d}.pt")):
-        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
-        time.sleep(0.01)
-    kill_family(process)
-
-
 def assert_equal(a, b, where="checkpoint"):
     assert type(a) is type(b), where
     if isinstance(a, dict):
@@ -78,7 +61,7 @@ def test_killed_run_continues_to_the_bit(market_dir, tmp_path, launcher):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = script(*command(market_dir, whole), launcher=launcher)
     assert done.returncode == 0, done.stderr
-    kill_after(2, command(market_dir, broken), broken, launcher)
+    kill_when([*launcher, *command(market_dir, broken)], broken, "logs/aff_scl/*/*/seed0/checkpoint_0002.pt")
     refused = script(*command(market_dir, broken), launcher=PYTHON)
     assert refused.returncode == 1 and "add --resume" in refused.stderr
     done = script(*command(market_dir, broken, "--resume"), launcher=launcher)
