@@ -11,6 +11,7 @@ import torch
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 BLOCK_BYTES = 128 * 2**20  # of one block of distances, where the caller gives no chunk
+CPU_COLUMNS = 4096  # of one matrix product: faster than wider ones on the CPU, with half of their scratch memory
 Array = torch.Tensor | np.ndarray
 
 
@@ -75,18 +76,20 @@ def column_terms(norms: torch.Tensor, metric: str) -> torch.Tensor:
     return norms.clamp(min=1e-24).rsqrt_() if metric == "cosine" else norms
 
 
-def products(x: torch.Tensor, y: torch.Tensor, metric: str, out: torch.Tensor | None = None) -> torch.Tensor:
-    """(b, M) the matrix product within `block`: -2 x.y, or -x.y for the cosine."""
-    return torch.mm(-x if metric == "cosine" else x * -2, y.T, out=out)
-
-
 def block(x: torch.Tensor, y: torch.Tensor, y_terms: torch.Tensor, metric: str, out: torch.Tensor | None = None):
     """(b, M) float32 that orders each row as the distance does: distance up to a constant of the row.
 
     It is ||y||^2 - 2 x.y for both Euclidean metrics, and -||x|| cos(x, y) for the cosine.
     """
-    result = products(x, y, metric, out)
-    return result.mul_(y_terms) if metric == "cosine" else result.add_(y_terms)
+    out = x.new_empty(len(x), len(y)) if out is None else out
+    step = CPU_COLUMNS if x.device.type == "cpu" else max(1, len(y))
+    for start in range(0, len(y), step):
+        columns = slice(start, start + step)
+        if metric == "cosine":
+            torch.mm(-x, y[columns].T, out=out[:, columns]).mul_(y_terms[columns])
+        else:
+            torch.addmm(y_terms[columns], x, y[columns].T, alpha=-2, out=out[:, columns])
+    return out
 
 
 def finish(blocks: torch.Tensor, x_terms: torch.Tensor, metric: str) -> torch.Tensor:

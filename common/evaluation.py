@@ -15,8 +15,8 @@ from common.distances import Array
 from common.images import ImageStore, batches
 from common.transforms import normalize
 
-BLOCK_BYTES = (32 * 2**20, 16 * 2**20)  # of one block of distances on the CPU, on a device (sorting needs four there)
-CACHED_VALUES = 2**19  # distances that a thread combines and ranks at a time, about what a core caches
+BLOCK_BYTES = (40 * 2**20, 16 * 2**20)  # of one block of distances on the CPU, on a device (sorting needs four there)
+CACHED_VALUES = 2**19  # distances that a thread ranks at a time, about what a core caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -149,13 +149,12 @@ def rank_metrics(
     pairs = _Pairs(len(query), len(gallery), query_pids, gallery_pids, query_camids, gallery_camids, max_rank)
     terms = distances.column_terms(norms, metric)[pairs.kept].to(query.device)
     gallery = gallery[pairs.kept].to(query.device)
-    combine = (np.multiply, torch.mul) if metric == "cosine" else (np.add, torch.add)
     with distances.fp32(query.device):
 
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
-            distances.products(query[start:stop], gallery, metric, out=out)
+            distances.block(query[start:stop], gallery, terms, metric, out=out)
 
-        return _metrics(fill, pairs, _Ranker(query.device, terms, combine), torch.float32, max_rank, chunk)
+        return _metrics(fill, pairs, query.device, torch.float32, max_rank, chunk)
 
 
 def rank_metrics_from_distances(
@@ -184,7 +183,7 @@ def rank_metrics_from_distances(
             raise ValueError(f"dist: NaN or Inf in row {start + row}")
 
     dtype = dist.dtype if dist.dtype == torch.float64 else torch.float32
-    return _metrics(fill, pairs, _Ranker(dist.device), dtype, max_rank, chunk)
+    return _metrics(fill, pairs, dist.device, dtype, max_rank, chunk)
 
 
 class _Pairs:
@@ -239,69 +238,64 @@ def ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + count, count)
 
 
-class _Ranker:
-    """Counts what comes before each match in a block of distances.
+def _closer(dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, pool: ThreadPoolExecutor) -> torch.Tensor:
+    """(P,) int64: how many columns of dist (b, G) come before each match (rows[p], columns[p]), ties by column.
 
-    The block is first combined with `terms` (G,), if given, by (numpy function, torch function).
+    Matches go by ascending row.
     """
+    if dist.device.type != "cpu":
+        return _closer_by_block(dist, rows, columns)
+    ends = np.searchsorted(rows.numpy(), np.arange(len(dist) + 1))
+    matches = [columns.numpy()[low:high] for low, high in zip(ends, ends[1:])]
+    size = max(1, CACHED_VALUES // dist.shape[1])
+    parts = [slice(first, first + size) for first in range(0, len(dist), size)]
 
-    def __init__(self, device: torch.device, terms: torch.Tensor | None = None, combine: tuple = ()):
-        self.device, self.terms, self.combine = device, terms, combine
+    def count(part: slice) -> np.ndarray:
+        return _closer_by_row(dist.numpy()[part], matches[part])
 
-    def __call__(self, dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, pool) -> torch.Tensor:
-        """(P,) int64: how many columns of dist (b, G) come before each match (rows[p], columns[p]), ties by column.
-        Matches go by ascending row. Changes dist.
-        """
-        if self.device.type != "cpu":
-            return self._by_sorting(dist, rows, columns)
-        ends = np.searchsorted(rows.numpy(), np.arange(len(dist) + 1))
-        matches = [columns.numpy()[low:high] for low, high in zip(ends, ends[1:])]
-        size = max(1, CACHED_VALUES // dist.shape[1])
-        parts = [slice(first, first + size) for first in range(0, len(dist), size)]
-        counts = list(pool.map(lambda part: self._by_row(dist.numpy()[part], matches[part]), parts))
-        return torch.from_numpy(np.concatenate(counts))
-
-    def _by_row(self, dist: np.ndarray, matches: list[np.ndarray]) -> np.ndarray:
-        """A few rows, while they are in a core's cache. Only what is as close as a row's last match is sorted."""
-        if self.terms is not None:
-            self.combine[0](dist, self.terms.numpy(), out=dist)
-        counts = [np.empty(0, np.int64)]
-        for row, columns in zip(dist, matches):
-            if len(columns) == 0:
-                continue
-            values = row[columns]
-            near = row[row <= values.max()]
-            near.sort()
-            closer = near.searchsorted(values)
-            for p in np.flatnonzero(near.searchsorted(values, "right") - closer > 1):
-                closer[p] += np.count_nonzero(row[:columns[p]] == values[p])
-            counts.append(closer)
-        return np.concatenate(counts)
-
-    def _by_sorting(self, dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The whole block; matches are laid out as a padded (b, most matches) table to be looked up in one call."""
-        if self.terms is not None:
-            self.combine[1](dist, self.terms, out=dist)
-        ordered = dist.sort(dim=1).values
-        count = torch.bincount(rows, minlength=len(dist))
-        place = torch.arange(len(rows), device=dist.device) - (count.cumsum(0) - count)[rows]
-        value = dist[rows, columns]
-        table = dist.new_zeros(len(dist), int(count.max()) if len(rows) else 0)
-        table[rows, place] = value
-        closer = torch.searchsorted(ordered, table)[rows, place]
-        tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
-        tied &= closer + 1 < ordered.shape[1]
-        for p in tied.nonzero()[:, 0].tolist():
-            closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
-        return closer
+    first = count(parts[0])
+    long_sorts = len(first) and first.mean() > 1000  # short ones would only wait for each other's interpreter lock
+    return torch.from_numpy(np.concatenate([first, *(pool.map if long_sorts else map)(count, parts[1:])]))
 
 
-def _metrics(fill, pairs: _Pairs, rank: _Ranker, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
+def _closer_by_row(dist: np.ndarray, matches: list[np.ndarray]) -> np.ndarray:
+    """A few rows, while they are in a core's cache. Only what is as close as a row's last match is sorted."""
+    counts = [np.empty(0, np.int64)]
+    for row, columns in zip(dist, matches):
+        if len(columns) == 0:
+            continue
+        values = row[columns]
+        near = row[row <= values.max()]
+        near.sort()
+        closer = near.searchsorted(values)
+        for p in np.flatnonzero(near.searchsorted(values, "right") - closer > 1):
+            closer[p] += np.count_nonzero(row[:columns[p]] == values[p])
+        counts.append(closer)
+    return np.concatenate(counts)
+
+
+def _closer_by_block(dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The whole block; matches are laid out as a padded (b, most matches) table to be looked up in one call."""
+    ordered = dist.sort(dim=1).values
+    count = torch.bincount(rows, minlength=len(dist))
+    place = torch.arange(len(rows), device=dist.device) - (count.cumsum(0) - count)[rows]
+    value = dist[rows, columns]
+    table = dist.new_zeros(len(dist), int(count.max()) if len(rows) else 0)
+    table[rows, place] = value
+    closer = torch.searchsorted(ordered, table)[rows, place]
+    tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
+    tied &= closer + 1 < ordered.shape[1]
+    for p in tied.nonzero()[:, 0].tolist():
+        closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
+    return closer
+
+
+def _metrics(fill, pairs: _Pairs, device: torch.device, dtype: torch.dtype, max_rank: int, chunk) -> RankMetrics:
     """Ranks every match block by block; fill(start, stop, out) writes the distances of queries start..stop."""
-    block_bytes = BLOCK_BYTES[rank.device.type != "cpu"] * 4 // dtype.itemsize
+    block_bytes = BLOCK_BYTES[device.type != "cpu"] * 4 // dtype.itemsize
     size = min(distances.rows_per_block(pairs.num_gallery, chunk, block_bytes), pairs.num_query)
-    block = torch.empty(size, pairs.num_gallery, dtype=dtype, device=rank.device)
-    junk_columns = torch.from_numpy(pairs.junk_columns).to(rank.device)
+    block = torch.empty(size, pairs.num_gallery, dtype=dtype, device=device)
+    junk_columns = torch.from_numpy(pairs.junk_columns).to(device)
     ranks = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for start in range(0, pairs.num_query, size):
@@ -309,9 +303,9 @@ def _metrics(fill, pairs: _Pairs, rank: _Ranker, dtype: torch.dtype, max_rank: i
             dist = block[:stop - start]
             fill(start, stop, dist)
             dist.index_fill_(1, junk_columns, torch.inf)
-            rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, rank.device)
+            rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, device)
             dist[rows, columns] = torch.inf
-            ranks.append(rank(dist, *_part(pairs.rows, pairs.columns, start, stop, rank.device), pool))
+            ranks.append(_closer(dist, *_part(pairs.rows, pairs.columns, start, stop, device), pool))
     return _summary(pairs, torch.cat(ranks).cpu().numpy(), max_rank)
 
 
