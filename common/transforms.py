@@ -13,6 +13,8 @@ import functools
 import math
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,8 +45,8 @@ def flip(images: Tensor, flags: Tensor) -> Tensor:
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor | None = None) -> Tensor:
-    """Images (B, C, H, W) padded by pad zeros a side and cropped to H x W at (top, left), each (B,) int64 in 0..2*pad;
-    mirrored before that where flags (B,) bool is set."""
+    """Images (B, C, H, W), uint8 or float, padded by pad zeros a side and cropped to H x W at (top, left), each (B,)
+    int64 in 0..2*pad; mirrored before that where flags (B,) bool is set."""
     flags = torch.zeros_like(top, dtype=torch.bool) if flags is None else flags
     return (crop_by_slices if images.device.type == "cpu" else crop_by_index)(images, top, left, pad, flags)
 
@@ -59,13 +61,18 @@ def crop_by_index(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Te
 
 
 def crop_by_slices(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: Tensor) -> Tensor:
-    """pad_crop on the CPU."""
-    height, width = images.shape[-2:]
-    out = lend(images.shape, images.dtype, images.device).zero_()
-    parameters = flags.tolist(), (top - pad).tolist(), (left - pad).tolist()
-    for to, plain, turned, flag, y, x in zip(out.numpy(), images.numpy(), images.flip(-1).numpy(), *parameters):
-        part = (turned if flag else plain)[:, max(0, y):max(0, height + y), max(0, x):max(0, width + x)]
-        to[:, max(0, -y):max(0, height - y), max(0, -x):max(0, width - x)] = part
+    """pad_crop on the CPU: each image is moved in memory as one run of numbers, then its margins are cleared."""
+    batch, channels, height, width = images.shape
+    out = lend(images.shape, images.dtype, images.device)
+    size = channels * height * width
+    mirrored = np.empty((channels * height, width), out.numpy().dtype)  # of one image, stays in the cache
+    moves = zip(images.numpy(), out.numpy(), flags.tolist(), (top - pad).tolist(), (left - pad).tolist())
+    for image, to, flag, y, x in moves:
+        flat = (cv2.flip(image.reshape(-1, width), 1, mirrored) if flag else image).reshape(-1)
+        step = min(max(y * width + x, -size), size)
+        to.reshape(-1)[max(0, -step):size - max(0, step)] = flat[max(0, step):size - max(0, -step)]
+        to[:, :max(0, -y)] = to[:, max(0, height - max(0, y)):] = 0
+        to[:, :, :max(0, -x)] = to[:, :, max(0, width - max(0, x)):] = 0
     return out
 
 
