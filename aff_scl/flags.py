@@ -99,13 +99,4 @@ def check(args: Namespace) -> None:
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    chosen = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in VARIANTS.items()}
-    for item in args.variant:
-        key, _, value = item.partition("=")
-        rule = VARIANTS.get(key)
-        try:
-            chosen[key] = rule[rule.index(value)] if isinstance(rule, tuple) else type(rule)(value)
-        except (ValueError, TypeError) as error:
-            known = ", ".join(f"{k}={'|'.join(v) if isinstance(v, tuple) else v}" for k, v in VARIANTS.items())
-            raise ValueError(f"--variant {item} is unknown; known are {known}") from error
-    return chosen
+    return runtime.variants(args.variant, VARIANTS)

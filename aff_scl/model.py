@@ -5,10 +5,8 @@ halves -> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, avera
 """
 
 import copy
-import pickle
 import re
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -337,7 +335,7 @@ def load_backbone(model, source):
     """
     if source == "none":
         return
-    state = imagenet_state(model.backbone_name) if source == "imagenet" else read_state(source)
+    state = imagenet_state(model.backbone_name) if source == "imagenet" else checkpoints.weights(source)
     whole = any(key.startswith("backbone.") for key in state)
     target = model if whole else model.backbone
     ignored = [] if whole else [key for key in state if key.startswith("fc.")]
@@ -379,17 +377,3 @@ def imagenet_state(name):
             f"download {models.get_model_weights(name)['IMAGENET1K_V1'].url} elsewhere and pass --weights PATH, "
             f"or train from random weights with --weights none"
         ) from error
-
-
-def read_state(path):
-    """The state_dict in a file, prefixes stripped; our checkpoints hold it under `state_dict`. No code can run."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights: {path} is not a readable PyTorch state_dict ({error})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return checkpoints.strip_prefixes(state)

@@ -31,11 +31,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
     )
     parser.add_argument("-d", "--dataset", help="market, duke, msmt17, cuhk03")
-    parser.add_argument("--data-dir", help="folder that holds the data sets")
-    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
-    parser.add_argument(
-        "--real", action="store_true", help="use real data where the checkpoint was trained on synthetic people"
-    )
     parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
     parser.add_argument(
         "--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)"
@@ -46,10 +41,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
     parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
     parser.add_argument("-b", "--batch-size", type=int, default=128)
-    parser.add_argument("-j", "--workers", type=int, default=2)
-    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
-    parser.add_argument("--cache-dir")
-    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    runtime.add_test_flags(parser)
     own_images.add_flags(parser)
     args = parser.parse_args(argv)
     own_images.check(parser, args)

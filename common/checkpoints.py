@@ -6,7 +6,6 @@ Python values only.
 
 import contextlib
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ import torch
 SCHEMA = 1
 KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
 PREFIXES = ("module.", "_orig_mod.")
+WEIGHTS_REMEDY = "give --weights a .pth file, imagenet or none"
 
 
 def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
@@ -91,9 +91,9 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({_first_line(error)}){_previous(path)}") from error
+        state = load(path)
+    except ValueError as error:
+        raise ValueError(f"{error}{_previous(path)}") from error
     if not isinstance(state, dict) or not KEYS <= state.keys():
         missing = sorted(KEYS - set(state)) if isinstance(state, dict) else sorted(KEYS)
         raise ValueError(f"{path} is no checkpoint of this repository (it lacks {', '.join(missing)}){_previous(path)}")
@@ -102,8 +102,33 @@ def read(path: Path) -> dict:
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def load(path: Path | str, name: str = "", remedy: str = ""):
+    """The content of any PyTorch file, on the CPU; no code in it can run. `name` says in errors what it was to be.
+
+    Raises: FileNotFoundError with the remedy; ValueError for what is no such file, or needs code to be read.
+    """
+    what = f"{name}: " if name else ""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{what}no file {path}" + f"; {remedy}" * bool(remedy))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file torch.load raises IndexError, struct.error and a dozen others
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{what}{path} is not a readable checkpoint ({reason})") from error
+
+
+def weights(path: Path | str) -> dict:
+    """The state_dict in a file, also under `state_dict`, without wrappers' prefixes. Raises: as `load`."""
+    return state_dict(load(path, "weights", WEIGHTS_REMEDY), path)
+
+
+def state_dict(content, path: Path | str) -> dict:
+    """The state_dict in the content of a file, as `weights`. Raises: ValueError if there is none."""
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not tensors or not content:
+        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
+    return strip_prefixes(content)
 
 
 def _previous(path: Path) -> str:

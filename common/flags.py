@@ -5,12 +5,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import torch
-
 from common import records
+from common.evaluation import AMP_DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
@@ -44,6 +42,18 @@ def add_run_flags(parser: ArgumentParser) -> None:
     )
 
 
+def add_test_flags(parser: ArgumentParser) -> None:
+    """Add the flags that mean the same in every test.py; data that they do not name are those of the training."""
+    data = parser.add_argument_group("data location and execution")
+    data.add_argument("--data-dir", help="folder that holds the data sets (default: that of the training)")
+    data.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
+    data.add_argument("--real", action="store_true", help="use real data where training used synthetic people")
+    data.add_argument("--cache", choices=["disk", "device", "off"], default="disk", help="decoded images: see train.py")
+    data.add_argument("--cache-dir", help="where decoded images are kept (default: .reid_cache beside the data)")
+    data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
+    data.add_argument("--amp", choices=list(AMP_DTYPES), default="off", help="autocast precision of the network")
+
+
 # These may differ between the lives of one run; every other flag is part of the method.
 RUN_FLAGS = {
     "data_dir",
@@ -60,6 +70,24 @@ RUN_FLAGS = {
 
 
 PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files
+
+
+def variants(items: list[str], rules: dict) -> dict:
+    """What `--variant KEY=VALUE ...` chooses, by key, with defaults for the rest.
+
+    A rule is a tuple of words, the default first, or a default of the type that values are turned into.
+    Raises: ValueError for an unknown key or value, with all that are known.
+    """
+    chosen = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in rules.items()}
+    for item in items:
+        key, _, value = item.partition("=")
+        rule = rules.get(key)
+        try:
+            chosen[key] = rule[rule.index(value)] if isinstance(rule, tuple) else type(rule)(value)
+        except (ValueError, TypeError) as error:
+            known = ", ".join(f"{k}={'|'.join(v) if isinstance(v, tuple) else v}" for k, v in rules.items())
+            raise ValueError(f"--variant {item} is unknown; known are {known}") from error
+    return chosen
 
 
 def method_flags(args: dict) -> dict:

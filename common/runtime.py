@@ -31,8 +31,10 @@ from common.flags import (  # noqa: F401 some are re-exported
     ROOT,
     RUN_FLAGS,
     add_run_flags,
+    add_test_flags,
     method_flags,
     parse,
+    variants,
 )
 
 

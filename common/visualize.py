@@ -253,16 +253,20 @@ def cmc_curve(
 
 
 def plot(path, panels: Mapping[str, Sequence[Curve]], *, x_label: str = "", title: str = "") -> Path:
-    """Plot one panel per entry, side by side: {label of the y axis: curves}. A curve keeps its colour by name over
-    all panels.
+    """Plot one panel per entry, at most four side by side: {label of the y axis: curves}. A curve keeps its colour by
+    name over all panels.
     """
     if not panels or not any(len(curve.x) for curves in panels.values() for curve in curves):
         raise ValueError(f"plot {path}: no points to draw")
-    figure = Figure(figsize=(1.0 + 4.6 * len(panels), 3.6), dpi=150, layout="constrained")
+    rows = -(-len(panels) // 4)
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(1.0 + 4.6 * columns, 3.6 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     palette = matplotlib.colormaps["tab10"].colors
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels):]:
+        axis.remove()
     for axis, (y_label, curves) in zip(axes, panels.items()):
         for curve in curves:
             colour = palette[names.index(curve.name) % len(palette)]

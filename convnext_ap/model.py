@@ -7,9 +7,7 @@
 The trunk keeps torchvision's key names, so that its ImageNet weights load; SimAM has no weights.
 """
 
-import pickle
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -303,19 +301,13 @@ def imagenet_state(trunk: str) -> dict:
 
 def read_state(path: str, model: ConvNeXtAP) -> dict:
     """The state_dict in a file with torchvision's key names; our own checkpoints must fit the model's variant."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights: {path} is not a readable PyTorch file ({str(error).splitlines()[0]})") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        check_variant(path, state.get("args"), model.attention, model.parts, blocks_only=True)
+    content = checkpoints.load(path, "weights", checkpoints.WEIGHTS_REMEDY)
+    state = checkpoints.state_dict(content, path)
+    if isinstance(content.get("state_dict"), dict):
+        check_variant(path, content.get("args"), model.attention, model.parts, blocks_only=True)
         state = {("features." + key.removeprefix("trunk.") if key.startswith("trunk.") else key): value
-                 for key, value in checkpoints.strip_prefixes(state["state_dict"]).items()}
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return checkpoints.strip_prefixes(state)
+                 for key, value in state.items()}
+    return state
 
 
 def check_variant(path, trained: dict | None, attention: str, parts: int, blocks_only: bool = False) -> None:

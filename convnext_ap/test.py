@@ -44,13 +44,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     """Which data to look at and how to execute; what is not given comes from the checkpoint."""
     parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
     parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
-    parser.add_argument("--data-dir", help="folder that holds the data sets")
-    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
-    parser.add_argument("--real", action="store_true", help="use real data where training used synthetic people")
-    parser.add_argument("-j", "--workers", type=int, default=2)
-    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
-    parser.add_argument("--cache-dir")
-    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    runtime.add_test_flags(parser)
 
 
 def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:

@@ -90,15 +90,7 @@ def complete(args: Namespace) -> Namespace:
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    chosen = {key: rule[0] if isinstance(rule, tuple) else rule for key, rule in VARIANTS.items()}
-    for item in args.variant:
-        key, _, value = item.partition("=")
-        rule = VARIANTS.get(key)
-        if rule is None or (isinstance(rule, tuple) and value not in rule):
-            known = ", ".join(f"{k}={'|'.join(v) if isinstance(v, tuple) else v}" for k, v in VARIANTS.items())
-            raise ValueError(f"--variant {item}: known are {known}")
-        chosen[key] = value if isinstance(rule, tuple) else float(value)
-    return chosen
+    return runtime.variants(args.variant, VARIANTS)
 
 
 def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:

@@ -167,12 +167,16 @@ def detector(weights: str):
     model = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=512)
     if weights == "download":
         state = choice.get_state_dict(progress=False, check_hash=True)
-    elif not weights or not Path(weights).is_file():
+    elif not weights:
         raise FileNotFoundError("poses: the data set has no poses.json and no poses/ folder, so they must be detected: "
                                 f"give --variant detector=PATH of {choice.url}, or detector=download")
     else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    model.load_state_dict(state)
+        state = checkpoints.load(weights, "--variant detector", f"get {choice.url}")
+    try:
+        model.load_state_dict(state)  # not checkpoints.fit: torchvision renames the tensors of its older files here
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: "
+                         f"{str(error).splitlines()[0]}") from error
     return model
 
 

@@ -43,13 +43,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
     parser.add_argument("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
     parser.add_argument("--out", default=".", help="folder for the pictures")
-    parser.add_argument("--data-dir", help="folder that holds the data sets")
-    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
     parser.add_argument("--logs-dir", default=str(runtime.ROOT / "logs"))
-    parser.add_argument("-j", "--workers", type=int, default=2)
-    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
-    parser.add_argument("--cache-dir")
-    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    runtime.add_test_flags(parser)
     for part, default in (("query", "infrared"), ("gallery", "visible")):
         parser.add_argument(f"--{part}-modality", choices=list(MODALITIES), default=default,
                             help=f"your own images: which stream describes --{part}" +
@@ -102,8 +97,9 @@ def evaluate(args) -> None:
     """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
     network, trained, file = load_network(args.checkpoint)
     given = {k: getattr(args, k) for k in ("dataset", "data_dir", "synthetic") if getattr(args, k) is not None}
+    given |= {"synthetic": None} if args.real else {}
     here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
-    merged = Namespace(**{**vars(trained), "data_dir": "data", "results_dir": ".", **given, **here, "compile": False,
+    merged = Namespace(**{**vars(trained), "results_dir": ".", **given, **here, "compile": False,
                           "split": args.split or getattr(trained, "split", None)})
     run = runtime.start(merged, "dapg")
     data = downstream.Data(merged, run).open(merged, run)

@@ -1,7 +1,6 @@
 """The ResNet trunk that all stages share, and reading pre-trained ones in the forms in which they are published."""
 
 import math
-import pickle
 from pathlib import Path
 
 import torch
@@ -68,17 +67,10 @@ def precedence(prefix: str) -> tuple[int, int]:
     return PRIORITY.index("encoder_k"), len(prefix)
 
 
-def read(path: Path | str) -> dict:
+def read(path: Path | str):
     """The content of a checkpoint file; no code in it can run. Raises: FileNotFoundError, ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: no file {path}; give --weights PATH, row:NAME of a finished pre-training, "
-                                "imagenet or none (dapg/README.md, Weights, says where public checkpoints come from)")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"weights: {path} is not a readable PyTorch checkpoint ({reason})") from error
+    return checkpoints.load(path, "weights", "give --weights PATH, row:NAME of a finished pre-training, imagenet or none "
+                            "(dapg/README.md, Weights, says where public checkpoints come from)")
 
 
 def load(weights: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:

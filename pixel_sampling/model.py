@@ -8,9 +8,7 @@ head crop below it, (B, 3, H + W, W), so that one tensor goes through data loadi
 """
 
 import copy
-import pickle
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -252,7 +250,7 @@ def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str 
     if arch not in ARCHS or backbone not in BACKBONES:
         raise ValueError(f"no network {arch} on {backbone}: known are {', '.join(ARCHS)} on {', '.join(BACKBONES)}")
     resnet = models.get_model(backbone, weights=None)
-    state = {} if weights == "none" else imagenet_state(backbone) if weights == "imagenet" else read_state(weights)
+    state = {} if weights == "none" else imagenet_state(backbone) if weights == "imagenet" else checkpoints.weights(weights)
     whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
     if state and not whole:
         fit_trunk(resnet, state, weights)
@@ -296,21 +294,3 @@ def imagenet_state(name: str) -> dict:
             f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
             f"and pass --weights PATH, or train from random weights with --weights none"
         ) from error
-
-
-def read_state(path: str | Path) -> dict:
-    """The state_dict in a file, also under `state_dict`, without wrappers' prefixes; no code in the file can run.
-
-    Raises: FileNotFoundError; ValueError saying what is wrong with the file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"weights: no file {path}; give --weights a .pth file, imagenet or none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"weights: {path} is not a readable PyTorch state_dict ({reason[0]})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return dict(checkpoints.strip_prefixes(state))

@@ -8,7 +8,6 @@ In-place ABN of the original becomes BatchNorm2d with |weight| + 1e-5 as its wei
 original activates. x is BGR, see letterbox().
 """
 
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -180,19 +179,8 @@ def load_official(net: SCHP, path: str | Path) -> int:
 
     Raises: FileNotFoundError; ValueError for a file that is unreadable, needs to run code, or does not fit.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"parser: no checkpoint {path}; get exp-schp-201908301523-atr.pth from the page of "
-            "Self-Correction-Human-Parsing"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"parser: {path} is not a checkpoint that can be read without running its code ({reason[0]}); "
-            "get the official file again"
-        ) from error
+    remedy = "get exp-schp-201908301523-atr.pth from the page of Self-Correction-Human-Parsing"
+    state = checkpoints.load(path, "parser", remedy)
     state = state.get("state_dict") if isinstance(state, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"parser: {path} has no `state_dict`; the official ATR checkpoint has one")

@@ -30,19 +30,11 @@ PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network with
 
 def add_data_flags(parser: ArgumentParser) -> None:
     """Where the data are and how they are read; what is not given is as in the training of the checkpoint."""
-    parser.add_argument("--data-dir", help="folder that holds the data sets")
-    parser.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
-    parser.add_argument(
-        "--real", action="store_true", help="use real data where the checkpoint was trained on synthetic people"
-    )
     parser.add_argument(
         "--mask-format", choices=list(MASK_FORMATS), help="for the head networks, which look at masks in the test too"
     )
     parser.add_argument("-b", "--batch-size", type=int, default=128)
-    parser.add_argument("-j", "--workers", type=int, default=2)
-    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
-    parser.add_argument("--cache-dir")
-    parser.add_argument("--amp", choices=["off", "bf16", "fp16"], default="off")
+    runtime.add_test_flags(parser)
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -82,7 +74,7 @@ def load_network(path: str, arch: str | None = None) -> tuple:
     if file.is_dir():
         file = checkpoints.newest(file) or file / "checkpoint_*.pt"
     if arch is not None:
-        weights = model.authors_names(model.read_state(file))
+        weights = model.authors_names(checkpoints.weights(file))
         return (
             model.build(arch, classes(weights, file), "resnet50", str(file)).eval(),
             vars(train_flags(["--arch", arch, *PLAIN])),

@@ -212,16 +212,9 @@ def complete_train(args: Namespace) -> Namespace:
     return args
 
 
-def variants(args: Namespace) -> dict[str, str]:
+def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    chosen = {key: values[0] for key, values in VARIANTS.items()}
-    for item in args.variant:
-        key, _, value = item.partition("=")
-        if value not in VARIANTS.get(key, ()):
-            known = ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items())
-            raise ValueError(f"--variant {item} is unknown; known are {known}")
-        chosen[key] = value
-    return chosen
+    return runtime.variants(args.variant, VARIANTS)
 
 
 def weights_file(args: Namespace, data_name: str) -> Path | None:

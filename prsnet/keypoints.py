@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
 
+from common import checkpoints
+
 POINTS = 17
 THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
 NAMES = (
@@ -76,14 +78,12 @@ def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Modul
                 f"{KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url} elsewhere and pass --kpt-weights FILE, "
                 f"or use --kpt coco-gt or --kpt none"
             ) from error
-    elif not Path(weights).is_file():
-        raise FileNotFoundError(f"--kpt-weights: no file {weights}")
     else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = checkpoints.load(weights, "--kpt-weights")
     model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        model.load_state_dict(state)  # not checkpoints.fit: torchvision renames the tensors of its older files here
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
         ) from error

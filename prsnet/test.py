@@ -37,17 +37,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query"
     )
     parser.add_argument("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
-    parser.add_argument("--data-dir", help="folder that holds the data sets (default: that of the training)")
-    parser.add_argument("--synthetic", choices=["small", "full"], help="use rendered people")
-    parser.add_argument(
-        "--real", action="store_true", help="use real data where the checkpoint was trained on rendered people"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the masks and the choice of queries")
     parser.add_argument("-b", "--batch-size", type=int, default=128)
-    parser.add_argument("-j", "--workers", type=int, default=2)
-    parser.add_argument("--cache", choices=["disk", "device", "off"], default="disk")
-    parser.add_argument("--cache-dir")
-    parser.add_argument("--amp", choices=list(runtime.AMP_DTYPES), default="off")
+    runtime.add_test_flags(parser)
     own_images.add_flags(parser)
     args = parser.parse_args(argv)
     own_images.check(parser, args)

@@ -171,7 +171,7 @@ REFUSED = {
     "--batch-size 30 is no multiple of --num-instances 4": ["-b", "30"],
     "no ImageNet weights for --trunk tiny": ["--trunk", "tiny", "--weights", "imagenet"],
     "--split is about the boxes of cuhk03": ["--split", "labeled"],
-    "--variant temperature=1: known are": ["--variant", "temperature=1"],
+    "--variant temperature=1 is unknown; known are": ["--variant", "temperature=1"],
     "--iters must be at least 1": ["--iters", "0"],
     "no row table4/market/pa": ["--row", "table4/market/pa"],
 }

@@ -1,6 +1,7 @@
 """Poses: joint order, pictures, canonical poses, readers."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -109,7 +110,9 @@ def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
 
     torch.manual_seed(0)
     network = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    torch.save(network.state_dict(), tmp_path / "detector.pth")
+    older = {re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key): value  # as torchvision's own file has them
+             for key, value in network.state_dict().items()}
+    torch.save(older, tmp_path / "detector.pth")
     for i in range(2):
         cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.random.default_rng(i).integers(0, 256, (128, 64, 3), np.uint8))
     found = pose.detect([str(tmp_path / f"{i}.jpg") for i in range(2)], str(tmp_path / "detector.pth"), "cpu", -1e9)
@@ -117,3 +120,17 @@ def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
     for points in found.values():
         assert points.shape == (18, 3) and points[:, :2].min() >= 0 and points[:, :2].max() <= 1.01
         assert (points[:, 2] == 1).all()
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "--variant detector: no file .*gone.pth; get https"), (b"text", "detector: .*gone.pth is not a readable"),
+    ({"a": 1}, "gone.pth does not fit torchvision's keypointrcnn_resnet50_fpn"), ([1], "gone.pth does not fit"),
+])
+def test_a_file_that_is_no_detector_is_named(tmp_path, content, message):
+    import torch
+
+    path = tmp_path / "gone.pth"
+    if content is not None:
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        pose.detector(str(path))

@@ -157,7 +157,7 @@ def test_bad_input_is_one_sentence(home, trunk, tmp_path):
     said = run(home, "--stage", "align", "--negatives", "batch", out="bad", fails=True)
     assert "--negatives batch is of --stage robust" in said
     said = run(home, *agw, "--variant", "sleet=1", out="bad", fails=True)
-    assert "--variant sleet=1: known are" in said
+    assert "--variant sleet=1 is unknown; known are" in said
 
 
 def test_collapse_is_warned_about_once(capsys):

@@ -233,6 +233,15 @@ def test_plots_are_written_whole_and_without_global_state(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_more_than_four_panels_go_into_rows(tmp_path):
+    def size(number):
+        panels = {f"y{i}": [Curve("a", [1, 2, 3], [1, 2, i])] for i in range(number)}
+        return Image.open(visualize.plot(tmp_path / f"{number}.png", panels)).size
+
+    (width, height), five, eight = size(4), size(5), size(8)
+    assert eight == (width, 2 * height) and five[0] < width and five[1] == 2 * height
+
+
 def test_nothing_to_draw_and_foreign_formats_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no points"):
         visualize.plot(tmp_path / "x.png", {"mAP": []})
