@@ -29,6 +29,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("data").add_argument
     add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
     add("--source", help="labelled source data set of --mode uda")
+    add("--source-synthetic", choices=["small", "full"], help="rendered people as the source of a real target")
     add("--height", type=int, default=256, help="pixels")
     add("--width", type=int, default=128, help="pixels")
     add = parser.add_argument_group("method").add_argument
@@ -77,6 +78,8 @@ def check(args: Namespace) -> None:
     """Raises ValueError, one sentence, for flags that do not fit together."""
     if (args.mode == "uda") != bool(args.source):
         raise ValueError("--mode uda needs --source NAME, and only it takes one")
+    if args.source_synthetic and (args.synthetic or not args.source):
+        raise ValueError("--source-synthetic is for --mode uda with a real target, so without --synthetic")
     if args.loss == "ce_tri" and args.mode != "usl":
         raise ValueError("--loss ce_tri is the baseline of Table 4 and goes with --mode usl")
     if args.neck == "none" and args.mode != "sup":

@@ -9,6 +9,7 @@
 What to expect, and what our runs gave: aff_scl/README.md.
 """
 
+import dataclasses
 import sys
 import time
 from argparse import Namespace
@@ -231,18 +232,21 @@ def show(run, name, metrics):
     runtime.say(run, f"{name:<18} {values}")
 
 
-def training_set(run, args, name):
+def training_set(run, args, name, synthetic):
     """Data set, decoded training images and class labels (N,), which only --mode sup and the source of uda look at."""
-    data = inputs.dataset(run, name)
+    data = inputs.dataset(dataclasses.replace(run, args={**run.args, "synthetic": synthetic}), name)
     store = inputs.open_images(run, data.train, args.height, args.width, name=f"{data.name} train")
     return Namespace(data=data, store=store, labels=torch.from_numpy(datasets.labels(data.train)))
 
 
 def main(args):
     run = runtime.start(args, "aff_scl")
-    target = training_set(run, args, args.dataset)
-    source = training_set(run, args, args.source) if args.source else None
+    target = training_set(run, args, args.dataset, args.synthetic)
+    source = training_set(run, args, args.source, args.source_synthetic or args.synthetic) if args.source else None
     data = target.data
+    if source and source.data.kind != data.kind and not args.source_synthetic:
+        raise ValueError(f"{data.root} is {data.kind}, its source {source.data.root} is {source.data.kind}; rendered "
+                         "people beside a real target are asked for with --source-synthetic")
     runtime.open_log(run, inputs.data_name(data))
     test_store = inputs.open_images(run, data.query + data.gallery, args.height, args.width, name=f"{data.name} test")
     model, optimizer, scheduler = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)

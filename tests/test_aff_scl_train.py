@@ -10,6 +10,7 @@ from PIL import Image
 
 from aff_scl import test as aff_test
 from aff_scl import train
+from common import inputs
 
 MODES = {
     "usl": [],
@@ -42,6 +43,25 @@ def run(data_dir, out, *flags, epochs=2):
     (result,) = (out / "results").rglob("seed0.json")
     log = result.with_suffix(".log.jsonl").read_text().splitlines()
     return json.loads(result.read_text()), [json.loads(line) for line in log]
+
+
+@pytest.mark.filterwarnings("ignore:market|duke")
+def test_rendered_people_beside_a_real_target_are_asked_for_by_name(data_dir, tmp_path, monkeypatch):
+    mixed = tmp_path / "data"
+    shutil.copytree(data_dir / "market1501", mixed / "market1501")
+
+    def write(name, folder, **_):
+        shutil.copytree(data_dir / "DukeMTMC-reID", folder / "DukeMTMC-reID")
+        (folder / "DukeMTMC-reID" / "SYNTHETIC").write_text("{}")
+
+    monkeypatch.setattr(inputs.synthetic, "write", write)
+    flags = ["--mode", "uda", "--source", "duke"]
+    result, _ = run(mixed, tmp_path / "asked", *flags, "--source-synthetic", "small", epochs=1)
+    assert result["args"]["source_synthetic"] == "small" and result["args"]["synthetic"] is None
+    assert result["data"]["kind"] == "real" and result["row"].startswith("custom-")  # in no table of the paper
+    (mixed / "synthetic-small" / "DukeMTMC-reID").rename(mixed / "DukeMTMC-reID")
+    with pytest.raises(ValueError, match="is real, its source .*DukeMTMC-reID is synthetic; .* with --source-synthetic"):
+        run(mixed, tmp_path / "hidden", *flags, epochs=1)
 
 
 @pytest.mark.filterwarnings("ignore:market|duke")
@@ -108,6 +128,9 @@ BAD_FLAGS = {
     "no steps": (["--iters", "0"], "at least 1, or nothing would be trained"),
     "variant": (["--variant", "gate=relu"], "--variant gate=relu is unknown; known are gate=sigmoid|softmax"),
     "source": (["--mode", "uda"], "--mode uda needs --source NAME"),
+    "source of usl": (["--source-synthetic", "small"], "--source-synthetic is for --mode uda with a real target"),
+    "both rendered": (["--mode", "uda", "--source", "duke", "--source-synthetic", "small", "--synthetic", "small"],
+                      "--source-synthetic is for --mode uda with a real target, so without --synthetic"),
 }
 
 
