@@ -15,7 +15,7 @@ from common.distances import Array
 from common.images import ImageStore, batches
 from common.transforms import normalize
 
-BLOCK_BYTES = (40 * 2**20, 16 * 2**20)  # of one block of distances on the CPU, on a device (sorting needs four there)
+BLOCK_BYTES = (50 * 2**20, 16 * 2**20)  # of one block of distances on the CPU, on a device (sorting needs four there)
 CACHED_VALUES = 2**19  # distances that a thread ranks at a time, about what a core caches
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
