@@ -37,6 +37,7 @@ bench: $(VENV)/.ready
 	$(PY) tests/benchmarks/bench_evaluation.py
 	$(PY) tests/benchmarks/bench_jaccard.py
 	$(PY) tests/benchmarks/bench_data.py
+	$(PY) tests/benchmarks/bench_usual.py
 
 tables: $(VENV)/.ready
 	$(PY) results/render.py
