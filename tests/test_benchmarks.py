@@ -22,10 +22,10 @@ def test_make_bench_runs_what_is_tested_here():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_benchmark_runs_and_writes_its_figures(name, tmp_path):
-    done = script(ROOT / "tests" / "benchmarks" / f"{name}.py", "--small", "--json", tmp_path / "out.json", cwd=tmp_path)
+    out = tmp_path / "out.json"
+    done = script(ROOT / "tests" / "benchmarks" / f"{name}.py", "--small", "--json", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "out.json").read_text())
-    rows = record["rounds"][0] if name == "bench_data" else {row.get("features" if name == "bench_evaluation" else "call")
-                                                             for row in record["rows"]}
-    assert set(rows) == CALLS[name] and all(call in done.stdout for call in CALLS[name])
+    record, key = json.loads(out.read_text()), "features" if name == "bench_evaluation" else "call"
+    calls = record["rounds"][0] if name == "bench_data" else {row[key] for row in record["rows"]}
+    assert set(calls) == CALLS[name] and all(call in done.stdout for call in CALLS[name])
     assert record["torch"] and record["threads"] >= 1
