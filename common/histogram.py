@@ -10,8 +10,8 @@ BINS = (8, 4, 4)  # hue, saturation, value
 def color_histograms(images, stripes: int = 6, spread: float = 0.22) -> torch.Tensor:
     """HSV histograms of horizontal stripes, (N, stripes * 128) float32 unit rows; square roots, as Hellinger compares.
 
-    Args: images an ImageStore (or anything with len() and gather(indices) -> uint8 (B, 3, H, W)); spread: pixels count by
-        a Gaussian of their distance from the vertical middle line, `spread` widths wide, since people stand in the middle.
+    Args: images an ImageStore (or anything with len() and gather(indices) -> uint8 (B, 3, H, W)); spread: pixels count
+        by a Gaussian of their distance from the vertical middle line, `spread` widths wide, for people stand there.
     """
     rows = [_histogram(images.gather(torch.tensor([i]))[0], stripes, spread) for i in range(len(images))]
     return torch.nn.functional.normalize(torch.from_numpy(np.sqrt(np.stack(rows))).float())

@@ -83,13 +83,6 @@ def identity_epoch(labels: np.ndarray, num_ids: int, num_instances: int, *, seed
     return own_share(np.stack(batches), rank, world_size)
 
 
-def sequential_batches(n: int, batch_size: int) -> list[np.ndarray]:
-    """The indices 0..n-1 in order, cut into blocks of batch_size, the last one shorter; [] for n = 0."""
-    if batch_size < 1:
-        raise ValueError(f"batch size is {batch_size}, expected at least 1")
-    return [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-
-
 def group(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices with label >= 0 ordered by label (M,), the start of each identity in it (C,), and its number of images
     (C,)."""

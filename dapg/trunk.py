@@ -69,8 +69,8 @@ def precedence(prefix: str) -> tuple[int, int]:
 
 def read(path: Path | str):
     """The content of a checkpoint file; no code in it can run. Raises: FileNotFoundError, ValueError."""
-    return checkpoints.load(path, "weights", "give --weights PATH, row:NAME of a finished pre-training, imagenet or none "
-                            "(dapg/README.md, Weights, says where public checkpoints come from)")
+    remedy = "give --weights PATH, row:NAME of a finished pre-training, imagenet or none (dapg/README.md, Weights, "
+    return checkpoints.load(path, "weights", remedy + "says where public checkpoints come from)")
 
 
 def load(weights: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:

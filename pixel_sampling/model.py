@@ -250,7 +250,9 @@ def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str 
     if arch not in ARCHS or backbone not in BACKBONES:
         raise ValueError(f"no network {arch} on {backbone}: known are {', '.join(ARCHS)} on {', '.join(BACKBONES)}")
     resnet = models.get_model(backbone, weights=None)
-    state = {} if weights == "none" else imagenet_state(backbone) if weights == "imagenet" else checkpoints.weights(weights)
+    state = {}
+    if weights != "none":
+        state = imagenet_state(backbone) if weights == "imagenet" else checkpoints.weights(weights)
     whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
     if state and not whole:
         fit_trunk(resnet, state, weights)

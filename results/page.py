@@ -74,7 +74,7 @@ def _overview(root: Path, found: list[Project]) -> str:
     lines = []
     for project in found:
         rows = schema.load_rows(root, project.name)
-        real = [r for r in project.results if not r.size and r.content["data"]["images"]]  # without counts of parameters
+        real = [r for r in project.results if not r.size and r.content["data"]["images"]]  # no mere counts
         sizes = [{r.row for r in runs} for runs in (real, [r for r in project.results if r.size])]
         lines.append(
             f'<tbody><tr><th scope="row"><a href="#{project.name}">{escape(_title(root, project))}</a></th>'
@@ -230,7 +230,8 @@ def _others(root: Path, project: Project) -> str:
     """Results that stand in no table."""
     out = []
     for result, flags in project.others:
-        command, name = escape(result.content["command"], quote=True), f"{result.row}, {result.data}, seed {result.seed}"
+        command = escape(result.content["command"], quote=True)
+        name = f"{result.row}, {result.data}, seed {result.seed}"
         out.append(
             f'<div class="run{" synthetic" if result.size else ""}">'
             f'<a href="{link(root / "results", result.path)}" title="{command}">{escape(name)}</a>'
@@ -257,11 +258,11 @@ def _charts(panels: dict[str, list[Curve]], x_label: str) -> str:
     ]
     names = dict.fromkeys((curve.name, curve.paper) for lines in panels.values() for curve in lines)
     order = list(dict.fromkeys(name for name, _ in names))
-    legend = "".join(
-        f'<li class="c{order.index(name) % svg.COLOURS}{" dashed" if paper or order.index(name) >= svg.COLOURS else ""}">'
-        f"<span>{escape(name)}{', paper' if paper else ''}</span></li>"
-        for name, paper in names
-    )
+    legend = ""
+    for name, paper in names:
+        colour = order.index(name)
+        dashed = " dashed" if paper or colour >= svg.COLOURS else ""
+        legend += f'<li class="c{colour % svg.COLOURS}{dashed}"><span>{escape(name)}{", paper" * paper}</span></li>'
     return f'<ul class="legend">{legend}</ul><div class="charts">{"".join(figures)}</div>'
 
 
@@ -270,7 +271,8 @@ def _sweeps(table: Table) -> str:
     for size in ["", *table.sizes] if table.sweep else []:
         panels = curves.sweep_panels(table, size)
         if panels:
-            out += (f'\n<h4 class="synthetic-note">synthetic {size}</h4>' if size else "") + _charts(panels, table.sweep)
+            out += f'\n<h4 class="synthetic-note">synthetic {size}</h4>' if size else ""
+            out += _charts(panels, table.sweep)
     return out
 
 
@@ -323,7 +325,8 @@ def _picture_files(root: Path, found: list[Project]) -> dict[Path, str]:
     files = sorted(path for path in folder.glob("*") if path.suffix in (".png", ".jpg") and path.name not in drawn)
     pages = [root / "README.md", *(root / project.name / "README.md" for project in found)]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.is_file())
-    captions = {name: caption for caption, name in re.findall(r"!\[([^]]*)\]\([^)\s]*results/figures/([^)\s]+)\)", text)}
+    shown = re.findall(r"!\[([^]]*)\]\([^)\s]*results/figures/([^)\s]+)\)", text)
+    captions = {name: caption for caption, name in shown}
     return {path: captions.get(path.name) or _name(path, found) for path in files}
 
 

@@ -33,7 +33,8 @@ def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
         parts.append(f'<text x="{LEFT - 4}" y="{height + 3:.1f}" text-anchor="end">{_tick(y, y_ticks)}</text>')
     for x in x_ticks:
         across, _ = place(x, y_low)
-        parts.append(f'<text x="{across:.1f}" y="{bottom + 12}" text-anchor="middle">{f"{x:g}".replace("-", "−")}</text>')
+        label = f"{x:g}".replace("-", "−")
+        parts.append(f'<text x="{across:.1f}" y="{bottom + 12}" text-anchor="middle">{label}</text>')
     names = list(dict.fromkeys(curve.name for curve in curves))
     for curve in curves:
         number = names.index(curve.name)

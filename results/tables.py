@@ -117,7 +117,7 @@ class Table:
 
     @property
     def only_synthetic(self) -> bool:
-        """Nothing is known but numbers on synthetic people: the table of paper and real data would hold dashes alone."""
+        """Nothing is known but numbers on synthetic people: a table of paper and real data would hold dashes alone."""
         return bool(self.sizes) and not any(not line.own or any(line.paper) or any(line.real) for line in self.lines)
 
 

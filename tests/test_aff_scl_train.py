@@ -1,4 +1,4 @@
-"""aff_scl/train.py and test.py end to end on a miniature Market-1501, every mode, and one clear sentence for bad input."""
+"""aff_scl/train.py and test.py end to end on a miniature Market-1501: every mode, one clear sentence for bad input."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_rendered_people_beside_a_real_target_are_asked_for_by_name(data_dir, tm
     assert result["args"]["source_synthetic"] == "small" and result["args"]["synthetic"] is None
     assert result["data"]["kind"] == "real" and result["row"].startswith("custom-")  # in no table of the paper
     (mixed / "synthetic-small" / "DukeMTMC-reID").rename(mixed / "DukeMTMC-reID")
-    with pytest.raises(ValueError, match="is real, its source .*DukeMTMC-reID is synthetic; .* with --source-synthetic"):
+    with pytest.raises(ValueError, match="is real, its source .*DukeMTMC-reID is synthetic; .*--source-synthetic"):
         run(mixed, tmp_path / "hidden", *flags, epochs=1)
 
 
@@ -79,7 +79,7 @@ def test_unsupervised_training_never_looks_at_pids(data_dir, tmp_path):
     """The same images under other training pids give the same weights."""
     other = tmp_path / "data" / "market1501"
     shutil.copytree(data_dir / "market1501", other)
-    for number, file in enumerate(sorted((other / "bounding_box_train").iterdir())):  # a pid for every image, same order
+    for number, file in enumerate(sorted((other / "bounding_box_train").iterdir())):  # a pid an image, same order
         file.rename(file.with_name(f"{900 + number:04d}_{file.name.split('_', 1)[1]}"))
     _, log = run(data_dir, tmp_path / "a", epochs=1)
     _, renamed = run(tmp_path / "data", tmp_path / "b", epochs=1)
@@ -121,7 +121,8 @@ def test_clusters_that_cannot_be_contrasted_are_an_error_with_the_remedy():
 
 
 BAD_FLAGS = {
-    "unknown row": (["--row", "table5/lambda1=0.3"], "no row table5/lambda1=0.3 in aff_scl/experiments.yaml; close: table5"),
+    "unknown row": (["--row", "table5/lambda1=0.3"],
+                    "no row table5/lambda1=0.3 in aff_scl/experiments.yaml; close: table5"),
     "unknown flag": (["--lambda3", "1"], "unrecognized arguments: --lambda3"),
     "batch": (["--batch-size", "100"], "no multiple of --num-instances 8 >= 2; nearest: 96"),
     "chunks": (["--bn-groups", "3"], "--bn-groups 3 must divide"),

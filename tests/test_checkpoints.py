@@ -140,7 +140,7 @@ def test_weights_are_found_bare_and_within_a_checkpoint_and_nothing_else_is_take
         with pytest.raises(ValueError, match="foreign holds no state_dict"):
             checkpoints.weights(tmp_path / "foreign")
     torch.save({"a": Payload(touched)}, tmp_path / "code")
-    texts = "no weights", "text", "(l.", "\x80\x02]q\x01", "\x80\x02U\xff", "{q"  # each fails in torch.load in its own way
+    texts = "no weights", "text", "(l.", "\x80\x02]q\x01", "\x80\x02U\xff", "{q"  # each fails in its own way
     for number, text in enumerate(texts):
         (tmp_path / f"text{number}").write_text(text, encoding="latin1")
     for name in ("code", *(f"text{number}" for number in range(len(texts)))):

@@ -110,8 +110,8 @@ def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
 
     torch.manual_seed(0)
     network = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    older = {re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key): value  # as torchvision's own file has them
-             for key, value in network.state_dict().items()}
+    older = {re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key): value
+             for key, value in network.state_dict().items()}  # the names in torchvision's own file
     torch.save(older, tmp_path / "detector.pth")
     for i in range(2):
         cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.random.default_rng(i).integers(0, 256, (128, 64, 3), np.uint8))

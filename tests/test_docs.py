@@ -107,7 +107,7 @@ RECORDER = """#!/bin/sh
 
 
 def shell_calls(words, given):
-    """The calls of python and torchrun that a shell script makes, run with stand-ins for both; [[program, word, ..]]."""
+    """The calls of python and torchrun that a shell script makes, run with stand-ins: [[program, word, ..]]."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("python", "python3", "torchrun"):
             (Path(folder) / name).write_text(RECORDER)

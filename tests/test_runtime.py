@@ -40,7 +40,9 @@ def test_paper_defaults_follow_the_mode_and_data():
     assert train.parse_args(["--batch-size", "256", "--num-instances", "16"]).iters == 200
 
 
-@pytest.mark.parametrize("row, sentence", [({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string")])
+@pytest.mark.parametrize("row, sentence", [
+    ({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string"),
+])
 def test_rows_with_mistakes_are_refused(tmp_path, row, sentence):
     (tmp_path / "experiments.yaml").write_text(json.dumps({"table1/a": row}))
     with pytest.raises(ValueError, match=sentence):
@@ -98,7 +100,8 @@ def test_losses_on_amp_are_close_and_one_optimiser_step_is_taken(tmp_path):
             runtime.step(run, loss, [optimizer], runtime.scaler(run), "here")
         assert len(steps) == 3
         values[amp] = loss.item()
-    assert values["bf16"] == pytest.approx(values["off"], rel=0.02) and values["fp16"] == pytest.approx(values["off"], rel=0.02)
+    for amp in ("bf16", "fp16"):
+        assert values[amp] == pytest.approx(values["off"], rel=0.02)
 
 
 def test_known_errors_are_one_sentence_and_status_one(tmp_path, monkeypatch, capsys):

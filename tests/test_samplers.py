@@ -1,11 +1,9 @@
 """Samplers: whole groups, corners, and the same global batch whatever the number of processes."""
 
-import time
-
 import numpy as np
 import pytest
 
-from common.samplers import identity_batches, identity_epoch, sequential_batches
+from common.samplers import identity_batches, identity_epoch
 
 
 def random_labels(count: int = 3000, ids: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -157,15 +155,8 @@ def test_supervised_epoch_shares_batches_among_ranks_and_refuses_too_few_identit
         identity_epoch(labels, 64, 4, seed=0, epoch=0)
 
 
-def test_sequential_batches_cover_everything_once_in_order():
-    for count, size in ((0, 4), (1, 4), (8, 4), (9, 4)):
-        blocks = sequential_batches(count, size)
-        assert [i for block in blocks for i in block] == list(range(count))
-        assert all(len(block) == size for block in blocks[:-1])
-
-
-def test_an_epoch_of_market_size_takes_well_under_a_second():
+def test_an_epoch_of_market_size_is_made_of_whole_groups():
     labels, camids = random_labels(13000, 700)
-    start = time.process_time()
-    assert identity_batches(labels, 16, 8, camids=camids, iters=400, seed=0, epoch=0).shape == (400, 128)
-    assert time.process_time() - start < 1
+    batches = identity_batches(labels, 16, 8, camids=camids, iters=400, seed=0, epoch=0)
+    assert batches.shape == (400, 128)
+    check_groups(batches, labels, 16, 8)

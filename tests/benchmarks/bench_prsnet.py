@@ -5,7 +5,8 @@
 
 step: forward, backward and AdamW on a batch that lies on the device; loop: the same behind the decoded store, the
 random resized crop and the mask, as prsnet/pretrain.py runs it; loop / step is the share that the data path leaves. The
-peak is that of a large matrix product in the same precision, measured here; a step counts as three forward passes. Each figure is the median over rounds, the sides in turn.
+peak is that of a large matrix product in the same precision, measured here; a step counts as three forward passes.
+Each figure is the median over rounds, the sides in turn.
 """
 
 import argparse

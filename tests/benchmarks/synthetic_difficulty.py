@@ -2,8 +2,8 @@
 
     python tests/benchmarks/synthetic_difficulty.py --data-dir data/synthetic-small
 
-Prints mAP and rank-1 (Market rule) of the colour-histogram baseline and of untrained ResNet-18 and ResNet-50, as they are
-and with BatchNorm statistics of the data; and for the training images how often the nearest other image is the same
+Prints mAP and rank-1 (Market rule) of the colour-histogram baseline and of untrained ResNet-18 and ResNet-50, as they
+are and with BatchNorm statistics of the data; and for the training images how often the nearest other image is the same
 person, within one camera and among other cameras: what clustering without labels starts from. What training reaches on
 the same data, without and with labels: `python aff_scl/train.py --row demo` and `--row demo-supervised`.
 """
