@@ -76,7 +76,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 def log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
-    """One panel for each loss, mAP and rank1 of the logs {seed: lines}, by epoch; one curve a seed."""
+    """One panel for each loss, mAP and rank1 that the logs {seed: lines} hold for several epochs; one curve a seed."""
     panels: dict[str, list[visualize.Curve]] = {}
     for key in sorted({key for log in logs.values() for line in log for key in line}):
         shown = key.rpartition(".")[2] in ("mAP", "rank1")
@@ -87,4 +87,4 @@ def log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
             if points:
                 x, y = [x for x, _ in points], [y * 100 if shown else y for _, y in points]
                 panels.setdefault(f"{key} (%)" if shown else key, []).append(visualize.Curve(f"seed {seed}", x, y))
-    return panels
+    return {name: found for name, found in panels.items() if any(len(curve.x) > 1 for curve in found)}
