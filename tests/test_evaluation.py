@@ -241,10 +241,10 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("q,g", [(2000, 8000), (4000, 16000)])
-def test_peak_memory_stays_at_two_blocks(q, g):
-    """Two blocks of 16 MiB and lists of matches; a Q x G matrix would take 61 and 244 MiB."""
+@pytest.mark.parametrize("q,g", [(4000, 16000), (8000, 16000)])
+def test_peak_memory_stays_at_one_block(q, g):
+    """A block of 50 MiB and lists of matches; a Q x G matrix would take 244 and 488 MiB."""
     script = MEMORY.format(root=str(ROOT), q=q, g=g)
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    assert float(out.stdout) < 48, f"{out.stdout} MiB"
+    assert float(out.stdout) < 61, f"{out.stdout} MiB"
