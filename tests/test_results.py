@@ -329,6 +329,15 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(root, capsys, c
     assert "may differ in the seed only" in capsys.readouterr().err
 
 
+def test_a_split_that_goes_with_the_seed_is_no_other_protocol(root):
+    """The ten splits of RegDB are ten seeds of one row."""
+    for seed, mAP in enumerate((0.7, 0.8)):
+        metrics = {"mAP": mAP, "rank1": 0.9}
+        result(root, seed=seed, metrics=metrics, protocol={"dataset": "market", "split": seed + 1})
+    cell = table(root).lines[1].real[0]
+    assert cell.value == pytest.approx(0.75) and cell.n == 2
+
+
 LAYOUT_FAULTS = {
     "unknown key 'colums'": "{title: t, colums: {}}",
     "no 'title'": "{columns: {}}",
