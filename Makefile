@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-FIRST_HALF := $(wildcard tests/test_[a-c]*.py tests/test_da*.py)
+FIRST_HALF := $(wildcard tests/test_[a-c]*.py tests/test_dapg_[a-d]*.py)
 SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
 DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
 
@@ -19,15 +19,16 @@ demo: $(VENV)/.ready
 	@echo "tables       results/README.md"
 	@echo "page         open results/index.html in a browser: all tables, curves and pictures"
 
-# Two halves at once, since most tests wait for scripts of one thread; the second half prints its report when it ends.
+# Two halves at once, each with one thread, since most tests wait for scripts of one thread; the second half prints its
+# report when it ends.
 test: $(VENV)/.ready
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-first-half test-second-half
 
 test-first-half: $(VENV)/.ready
-	$(PY) -m pytest -q $(FIRST_HALF)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(FIRST_HALF)
 
 test-second-half: $(VENV)/.ready
-	@report=$$(mktemp); $(PY) -m pytest -q $(SECOND_HALF) > $$report 2>&1; status=$$?; \
+	@report=$$(mktemp); OMP_NUM_THREADS=1 $(PY) -m pytest -q $(SECOND_HALF) > $$report 2>&1; status=$$?; \
 	cat $$report; rm -f $$report; exit $$status
 
 test-fast: $(VENV)/.ready
