@@ -82,11 +82,12 @@ def block(x: torch.Tensor, y: torch.Tensor, y_terms: torch.Tensor, metric: str, 
     It is ||y||^2 - 2 x.y for both Euclidean metrics, and -||x|| cos(x, y) for the cosine.
     """
     out = x.new_empty(len(x), len(y)) if out is None else out
+    x = -x if metric == "cosine" else x
     step = CPU_COLUMNS if x.device.type == "cpu" else max(1, len(y))
     for start in range(0, len(y), step):
         columns = slice(start, start + step)
         if metric == "cosine":
-            torch.mm(-x, y[columns].T, out=out[:, columns]).mul_(y_terms[columns])
+            torch.mm(x, y[columns].T, out=out[:, columns]).mul_(y_terms[columns])
         else:
             torch.addmm(y_terms[columns], x, y[columns].T, alpha=-2, out=out[:, columns])
     return out

@@ -196,13 +196,8 @@ def test_flags_named_on_a_page_exist(page):
 @pytest.mark.parametrize("project", schema.projects(ROOT))
 def test_a_flag_table_lists_exactly_the_flags_of_train(project):
     page = ROOT / project / "README.md"
-    section = re.search(
-        r"^#+ Flags\b(.*?)(?=^#|\Z)",
-        page.read_text(encoding="utf-8") if page.is_file() else "",
-        re.DOTALL | re.MULTILINE,
-    )
-    if section is None:
-        pytest.skip("no section Flags")
+    section = re.search(r"^#+ Flags\b(.*?)(?=^#|\Z)", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert section, f"{page}: no section Flags"
     listed = {
         flag for line in section[1].splitlines() if line.startswith("|") for flag in FLAG.findall(line.split("|")[1])
     }
