@@ -7,7 +7,7 @@ FIRST_HALF := $(wildcard tests/test_[a-c]*.py tests/test_dapg_[a-d]*.py)
 SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
 DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
 
-.PHONY: demo test test-first-half test-second-half test-fast bench tables
+.PHONY: demo test test-first-half test-second-half test-fast lint format bench tables
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -34,6 +34,14 @@ test-second-half: $(VENV)/.ready
 test-fast: $(VENV)/.ready
 	$(PY) -m pytest -q -m "not slow"
 
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+format: $(VENV)/.ready
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
 bench: $(VENV)/.ready
 	$(PY) tests/benchmarks/bench_evaluation.py
 	$(PY) tests/benchmarks/bench_jaccard.py
@@ -43,8 +51,8 @@ bench: $(VENV)/.ready
 tables: $(VENV)/.ready
 	$(PY) results/render.py
 
-$(VENV)/.ready: requirements.txt
+$(VENV)/.ready: requirements.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	@touch $@

@@ -245,8 +245,10 @@ def main(args):
     source = training_set(run, args, args.source, args.source_synthetic or args.synthetic) if args.source else None
     data = target.data
     if source and source.data.kind != data.kind and not args.source_synthetic:
-        raise ValueError(f"{data.root} is {data.kind}, its source {source.data.root} is {source.data.kind}; rendered "
-                         "people beside a real target are asked for with --source-synthetic")
+        raise ValueError(
+            f"{data.root} is {data.kind}, its source {source.data.root} is {source.data.kind}; rendered "
+            "people beside a real target are asked for with --source-synthetic"
+        )
     runtime.open_log(run, inputs.data_name(data))
     test_store = inputs.open_images(run, data.query + data.gallery, args.height, args.width, name=f"{data.name} test")
     model, optimizer, scheduler = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)

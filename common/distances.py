@@ -206,7 +206,7 @@ def self_neighbours(
         dist.diagonal().fill_(-torch.inf)  # self first, also among duplicates
         nearest.feed(part, dist, start, dim=1)
         if stop < n:
-            nearest.feed(later, dist[:, stop - start:], start, dim=0)
+            nearest.feed(later, dist[:, stop - start :], start, dim=0)
     indices, dist = _sorted_rows(nearest.indices, nearest.dist)
     dist.clamp_(min=0)
     if metric == "euclidean":

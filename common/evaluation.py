@@ -1,9 +1,9 @@
 """Features of a data set over one or several processes, and the retrieval metrics mAP, CMC and mINP from them."""
 
 import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -60,8 +60,10 @@ def extract(
     if amp not in AMP_DTYPES:
         raise ValueError(f"amp: expected one of {', '.join(AMP_DTYPES)}, got {amp!r}")
     if len(images) == 0 or batch_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"extract: {len(images)} images, batch_size {batch_size}, rank {rank} of {world_size}; "
-                         "expected at least one image and batch_size, and 0 <= rank < world_size")
+        raise ValueError(
+            f"extract: {len(images)} images, batch_size {batch_size}, rank {rank} of {world_size}; "
+            "expected at least one image and batch_size, and 0 <= rank < world_size"
+        )
     device = torch.device(device)
     blocks = torch.arange(len(images)).split(batch_size)
     model = model.module if isinstance(model, DistributedDataParallel) else model  # its forward would wait for others
@@ -75,7 +77,7 @@ def extract(
                 raise ValueError(f"model: expected output ({len(indices)}, D) in eval mode, got {tuple(out.shape)}")
             if own is None:
                 own = _ordinary_empty(sum(map(len, blocks[rank::world_size])), out.shape[1], output_device)
-            own[row:row + len(out)] = (out + model(x.flip(3)).float()) / 2 if flip else out
+            own[row : row + len(out)] = (out + model(x.flip(3)).float()) / 2 if flip else out
             row += len(out)
     return own if world_size == 1 else _gather(own, blocks, rank, world_size, device, output_device)
 
@@ -197,8 +199,10 @@ class _Pairs:
         query_pids, query_camids = _ids(query_pids, "query_pids"), _ids(query_camids, "query_camids")
         gallery_pids, gallery_camids = _ids(gallery_pids, "gallery_pids"), _ids(gallery_camids, "gallery_camids")
         for name, ids, size in (
-            ("query_pids", query_pids, num_query), ("query_camids", query_camids, num_query),
-            ("gallery_pids", gallery_pids, num_gallery), ("gallery_camids", gallery_camids, num_gallery),
+            ("query_pids", query_pids, num_query),
+            ("query_camids", query_camids, num_query),
+            ("gallery_pids", gallery_pids, num_gallery),
+            ("gallery_camids", gallery_camids, num_gallery),
         ):
             if len(ids) != size:
                 raise ValueError(f"{name}: {len(ids)} entries for {size} rows of {name.split('_')[0]}")
@@ -269,7 +273,7 @@ def _closer_by_row(dist: np.ndarray, matches: list[np.ndarray]) -> np.ndarray:
         near.sort()
         closer = near.searchsorted(values)
         for p in np.flatnonzero(near.searchsorted(values, "right") - closer > 1):
-            closer[p] += np.count_nonzero(row[:columns[p]] == values[p])
+            closer[p] += np.count_nonzero(row[: columns[p]] == values[p])
         counts.append(closer)
     return np.concatenate(counts)
 
@@ -286,7 +290,7 @@ def _closer_by_block(dist: torch.Tensor, rows: torch.Tensor, columns: torch.Tens
     tied = ordered[rows, (closer + 1).clamp(max=ordered.shape[1] - 1)] == value
     tied &= closer + 1 < ordered.shape[1]
     for p in tied.nonzero()[:, 0].tolist():
-        closer[p] += (dist[rows[p], :columns[p]] == value[p]).count_nonzero()
+        closer[p] += (dist[rows[p], : columns[p]] == value[p]).count_nonzero()
     return closer
 
 
@@ -300,7 +304,7 @@ def _metrics(fill, pairs: _Pairs, device: torch.device, dtype: torch.dtype, max_
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for start in range(0, pairs.num_query, size):
             stop = min(start + size, pairs.num_query)
-            dist = block[:stop - start]
+            dist = block[: stop - start]
             fill(start, stop, dist)
             dist.index_fill_(1, junk_columns, torch.inf)
             rows, columns = _part(pairs.junk_rows, pairs.junk, start, stop, device)

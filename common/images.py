@@ -17,10 +17,10 @@ import os
 import struct
 import sys
 import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -35,16 +35,27 @@ except ImportError:  # Windows: two processes may then decode the same store, an
 
 STORE_VERSION = 1  # part of the key: raise it when decoding changes
 CACHE_FOLDER = ".reid_cache"
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
-           "lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
 CHUNK = 64  # images a worker decodes at a time
 
 
 class ImageStore:
     """Images of one size, addressed by index; made by open_images."""
 
-    def __init__(self, paths: Sequence[str], shape: tuple[int, int, int], interpolation: str, cache: str,
-                 device: torch.device, pixels: np.ndarray | torch.Tensor | None):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        shape: tuple[int, int, int],
+        interpolation: str,
+        cache: str,
+        device: torch.device,
+        pixels: np.ndarray | torch.Tensor | None,
+    ):
         self.paths, self.interpolation, self.cache, self.device = list(paths), interpolation, cache, device
         self.channels, self.height, self.width = shape
         self.pixels = pixels  # (N, C, H, W): memory map or array; tensor on a GPU; None if "off"
@@ -83,9 +94,19 @@ class ImageStore:
         return decode(self.paths[index], self.channels, self.height, self.width, self.interpolation)
 
 
-def open_images(paths: Sequence[str], height: int, width: int, *, interpolation: str = "bicubic", cache: str = "disk",
-                cache_dir: str | Path | None = None, device: str | torch.device = "cpu", workers: int = 2,
-                name: str = "images", channels: int = 3) -> ImageStore:
+def open_images(
+    paths: Sequence[str],
+    height: int,
+    width: int,
+    *,
+    interpolation: str = "bicubic",
+    cache: str = "disk",
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    workers: int = 2,
+    name: str = "images",
+    channels: int = 3,
+) -> ImageStore:
     """The images at one size, decoded by PIL and resized with the given filter (bicubic, bilinear, lanczos or nearest).
 
     cache: "disk" (memory map), "device" (the whole store on device) or "off" (decode at every use). cache_dir: folder
@@ -114,8 +135,9 @@ def open_images(paths: Sequence[str], height: int, width: int, *, interpolation:
     return ImageStore(paths, shape, interpolation, cache, device, pixels)
 
 
-def batches(images: ImageStore, index_batches: Iterable[Sequence[int]], device: str | torch.device, *,
-            workers: int = 2) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    images: ImageStore, index_batches: Iterable[Sequence[int]], device: str | torch.device, *, workers: int = 2
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For each index batch in order: (uint8 (B, C, H, W) on device, indices (B,) int64 on the CPU), one batch read
     ahead.
 
@@ -136,8 +158,9 @@ def batches(images: ImageStore, index_batches: Iterable[Sequence[int]], device: 
             yield to_device(pixels, device), torch.from_numpy(indices)
 
 
-def read_ahead(images: ImageStore, index_batches: Iterator[np.ndarray],
-               device: torch.device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def read_ahead(
+    images: ImageStore, index_batches: Iterator[np.ndarray], device: torch.device
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Host batches, the next of which a thread copies while the caller uses this one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
         waiting = None
@@ -150,12 +173,19 @@ def read_ahead(images: ImageStore, index_batches: Iterator[np.ndarray],
             yield waiting[0].result(), waiting[1]
 
 
-def loaded(images: ImageStore, index_batches: Iterator[np.ndarray], workers: int,
-           device: torch.device) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def loaded(
+    images: ImageStore, index_batches: Iterator[np.ndarray], workers: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Host batches decoded image by image in loader processes that live for this iteration only."""
-    loader = DataLoader(Decoded(images), batch_sampler=index_batches, num_workers=workers, collate_fn=stack,
-                        generator=torch.Generator().manual_seed(0),  # nothing random; leaves the global generator alone
-                        pin_memory=device.type == "cuda", persistent_workers=False)
+    loader = DataLoader(
+        Decoded(images),
+        batch_sampler=index_batches,
+        num_workers=workers,
+        collate_fn=stack,
+        generator=torch.Generator().manual_seed(0),  # nothing random; leaves the global generator alone
+        pin_memory=device.type == "cuda",
+        persistent_workers=False,
+    )
     for pixels, indices in loader:
         if isinstance(pixels, Exception):
             raise pixels
@@ -223,7 +253,7 @@ def upload(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
     """The memory map as one tensor on device, copied in slices so that host memory stays small."""
     out = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), 1024):
-        out[start:start + 1024] = torch.from_numpy(np.array(pixels[start:start + 1024]))
+        out[start : start + 1024] = torch.from_numpy(np.array(pixels[start : start + 1024]))
     return out
 
 
@@ -242,13 +272,21 @@ def decode(path: str, channels: int, height: int, width: int, interpolation: str
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; the data set is incomplete") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({error}); replace the file, or list all broken ones with "
-                         f"python -m common.datasets check NAME") from error
+        raise ValueError(
+            f"{path}: cannot be decoded ({error}); replace the file, or list all broken ones with "
+            f"python -m common.datasets check NAME"
+        ) from error
     return pixels.reshape(height, width, channels).transpose(2, 0, 1).copy()
 
 
-def open_store(paths: list[str], shape: tuple[int, int, int], interpolation: str, cache_dir: str | Path | None,
-               workers: int, name: str) -> np.ndarray:
+def open_store(
+    paths: list[str],
+    shape: tuple[int, int, int],
+    interpolation: str,
+    cache_dir: str | Path | None,
+    workers: int,
+    name: str,
+) -> np.ndarray:
     """Memory map (N, C, H, W) of the store file, written first if it is not there; other processes wait for the
     writer."""
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir(paths)
@@ -263,8 +301,10 @@ def open_store(paths: list[str], shape: tuple[int, int, int], interpolation: str
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file}: damaged ({error}); delete it, the next run writes it again") from error
     if pixels.shape != (len(paths), *shape) or pixels.dtype != np.uint8:
-        raise ValueError(f"{file}: holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(paths), *shape)}; "
-                         f"delete it, the next run writes it again")
+        raise ValueError(
+            f"{file}: holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(paths), *shape)}; "
+            f"delete it, the next run writes it again"
+        )
     return pixels
 
 
@@ -298,16 +338,20 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a", encoding="utf-8")
     except OSError as error:
-        raise OSError(error.errno, f"image cache {folder} cannot be written ({error.strerror}); give another folder "
-                                   f"with --cache-dir, or use --cache off") from error
+        raise OSError(
+            error.errno,
+            f"image cache {folder} cannot be written ({error.strerror}); give another folder "
+            f"with --cache-dir, or use --cache off",
+        ) from error
     with handle:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def write_store(file: Path, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int,
-                name: str) -> None:
+def write_store(
+    file: Path, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int, name: str
+) -> None:
     """Decode all images into file: under a temporary name, flushed to disk, then renamed. Removes torn earlier
     attempts."""
     for torn in file.parent.glob(f"{file.name}.*.tmp"):
@@ -316,8 +360,9 @@ def write_store(file: Path, paths: list[str], shape: tuple[int, int, int], inter
     needed = len(paths) * int(np.prod(shape))
     try:
         with open(temporary, "xb") as out:
-            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False,
-                                                       "shape": (len(paths), *shape)})
+            np.lib.format.write_array_header_1_0(
+                out, {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
+            )
             out.flush()
             offset = out.tell()
             if hasattr(os, "posix_fallocate"):
@@ -328,18 +373,24 @@ def write_store(file: Path, paths: list[str], shape: tuple[int, int, int], inter
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(error.errno, f"{file}: no space for {needed:,} bytes; free some, give another folder with "
-                                   f"--cache-dir, or use --cache off") from error
+        raise OSError(
+            error.errno,
+            f"{file}: no space for {needed:,} bytes; free some, give another folder with "
+            f"--cache-dir, or use --cache off",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def decode_all(file: Path, offset: int, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int,
-               name: str) -> None:
+def decode_all(
+    file: Path, offset: int, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int, name: str
+) -> None:
     """Decode chunks of images in processes, each written to its place in the file; the first error stops the rest."""
     size = int(np.prod(shape))
-    chunks = [(file, offset + start * size, paths[start:start + CHUNK], shape, interpolation)
-              for start in range(0, len(paths), CHUNK)]
+    chunks = [
+        (file, offset + start * size, paths[start : start + CHUNK], shape, interpolation)
+        for start in range(0, len(paths), CHUNK)
+    ]
     with tqdm(total=len(paths), desc=f"decode {name}", unit="img", disable=None) as bar:
         if workers < 2 or len(chunks) < 2:
             for chunk in chunks:

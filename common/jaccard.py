@@ -35,8 +35,10 @@ def jaccard_distance(feats: Array, k1: int = 30, k2: int = 6, chunk: int | None 
     _positive(k1=k1, k2=k2)
     off = ((norms.sqrt() - 1).abs() > UNIT_TOLERANCE).nonzero()[:, 0]
     if len(off):
-        raise ValueError(f"feats: {len(off)} of {len(x)} rows are not of unit length, first row {int(off[0])} has norm "
-                         f"{float(norms[off[0]]) ** 0.5:.4g}; apply torch.nn.functional.normalize")
+        raise ValueError(
+            f"feats: {len(off)} of {len(x)} rows are not of unit length, first row {int(off[0])} has norm "
+            f"{float(norms[off[0]]) ** 0.5:.4g}; apply torch.nn.functional.normalize"
+        )
     if len(x) == 0:
         return sparse.csr_matrix((0, 0), dtype=np.float32)
     with distances.fp32(x.device):
@@ -74,7 +76,7 @@ def re_rank(
         final = _dense_jaccard(v, len(q), q.device)
         rows = distances.rows_per_block(len(g), chunk)
         for part in (slice(start, min(start + rows, len(q))) for start in range(0, len(q), rows)):
-            block = distances.block(x[part], x[len(q):], norms[len(q):], "sqeuclidean")
+            block = distances.block(x[part], x[len(q) :], norms[len(q) :], "sqeuclidean")
             distances.finish(block, norms[part], "sqeuclidean").div_(farthest[part, None])
             final[part] = torch.lerp(final[part], block, lambda_value)
     return distances.like(final, query)
@@ -187,8 +189,8 @@ class _Columns:
 
 def _row_blocks(v: sparse.csr_matrix, begin: np.ndarray, stop: np.ndarray, num_rows: int) -> list[tuple[int, int]]:
     """Consecutive row ranges of at most BLOCK_PAIRS pairs and BLOCK_CELLS sums, at least one row each."""
-    count = (stop - begin)[v.indices[:v.indptr[num_rows]]]
-    pairs = np.concatenate([[0], np.cumsum(count)])[v.indptr[:num_rows + 1]]
+    count = (stop - begin)[v.indices[: v.indptr[num_rows]]]
+    pairs = np.concatenate([[0], np.cumsum(count)])[v.indptr[: num_rows + 1]]
     most = max(1, BLOCK_CELLS // v.shape[1])
     blocks, first = [], 0
     while first < num_rows:
@@ -209,7 +211,7 @@ def _min_sums(v, columns: _Columns, begin: np.ndarray, start: int, stop: int, of
     first = begin[v.indices[entries]]
     count = columns.stop[v.indices[entries]] - first
     width = v.shape[0] - offset
-    local = np.repeat(np.arange(stop - start) * width - offset, np.diff(v.indptr[start:stop + 1]))
+    local = np.repeat(np.arange(stop - start) * width - offset, np.diff(v.indptr[start : stop + 1]))
     partner = ranges(first, count)
     value = columns.values[partner]
     np.minimum(value, np.repeat(v.data[entries], count), out=value)
@@ -246,7 +248,7 @@ def _sparse_jaccard(v: sparse.csr_matrix) -> sparse.csr_matrix:
     blocks = _row_blocks(v, columns.start, columns.stop, n)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for group in range(0, len(blocks), BLOCKS_AHEAD):
-            for length, index, value in pool.map(work, blocks[group:group + BLOCKS_AHEAD]):
+            for length, index, value in pool.map(work, blocks[group : group + BLOCKS_AHEAD]):
                 lengths.append(length)
                 stop = used + len(value)
                 if stop > len(data):  # in place, so that no second copy of the matrix is ever held
@@ -262,7 +264,7 @@ def _sparse_jaccard(v: sparse.csr_matrix) -> sparse.csr_matrix:
 def _dense_jaccard(v: sparse.csr_matrix, num_query: int, device: torch.device) -> torch.Tensor:
     """(Q, G) float32 Jaccard distances of the first rows of V to the others."""
     columns, n = _Columns(v), v.shape[0]
-    begin = columns.start + np.bincount(v.indices[:v.indptr[num_query]], minlength=n)
+    begin = columns.start + np.bincount(v.indices[: v.indptr[num_query]], minlength=n)
     result = np.empty((num_query, n - num_query), np.float32)
 
     def work(block: tuple[int, int]) -> None:

@@ -7,8 +7,18 @@ so a chunk of a batch always holds whole identities, and the global batch does n
 import numpy as np
 
 
-def identity_batches(labels: np.ndarray, num_ids: int, num_instances: int, *, camids: np.ndarray | None = None,
-                     iters: int | None = None, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+def identity_batches(
+    labels: np.ndarray,
+    num_ids: int,
+    num_instances: int,
+    *,
+    camids: np.ndarray | None = None,
+    iters: int | None = None,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> np.ndarray:
     """Batches of P = num_ids identities x K = num_instances images, with one group of each identity per pass.
 
     A group is a random anchor and K - 1 other images of its identity: from other cameras than the anchor's where
@@ -38,14 +48,15 @@ def identity_batches(labels: np.ndarray, num_ids: int, num_instances: int, *, ca
     rng = np.random.default_rng([seed, epoch])
     passes = []
     for _ in range(-(-iters // per_pass)):
-        chosen = rng.permutation(len(counts))[:per_pass * num_ids]
+        chosen = rng.permutation(len(counts))[: per_pass * num_ids]
         groups = draw_groups(members, starts, counts, cameras[members], num_instances, rng)
         passes.append(groups[chosen].reshape(per_pass, num_ids, num_instances))
     return own_share(np.concatenate(passes)[:iters], rank, world_size)
 
 
-def identity_epoch(labels: np.ndarray, num_ids: int, num_instances: int, *, seed: int, epoch: int,
-                   rank: int = 0, world_size: int = 1) -> np.ndarray:
+def identity_epoch(
+    labels: np.ndarray, num_ids: int, num_instances: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> np.ndarray:
     """One epoch of P x K batches in which every image is used at most once, the rule of the supervised baselines.
 
     The images of each identity are shuffled and cut into groups of K (an identity with fewer than K draws K of its
@@ -87,13 +98,19 @@ def group(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices with label >= 0 ordered by label (M,), the start of each identity in it (C,), and its number of images
     (C,)."""
     order = np.argsort(labels, kind="stable")
-    members = order[np.searchsorted(labels[order], 0):]
+    members = order[np.searchsorted(labels[order], 0) :]
     _, starts, counts = np.unique(labels[members], return_index=True, return_counts=True)
     return members, starts, counts
 
 
-def draw_groups(members: np.ndarray, starts: np.ndarray, counts: np.ndarray, cameras: np.ndarray, num_instances: int,
-                rng: np.random.Generator) -> np.ndarray:
+def draw_groups(
+    members: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    cameras: np.ndarray,
+    num_instances: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """One group of K images of every identity, (C, K), the anchor first; cameras (M,) goes with members."""
     identity = np.repeat(np.arange(len(counts)), counts)
     anchor = starts + (rng.random(len(counts)) * counts).astype(np.int64)  # (C,) positions in members
@@ -118,9 +135,11 @@ def fit(num_ids: int, num_instances: int, available: int, world_size: int) -> tu
     for fewer in range(available, 1, -1):
         if batch % fewer == 0 and fewer % world_size == 0:
             return fewer, batch // fewer
-    raise ValueError(f"{available} identities with label >= 0 cannot fill a batch of {batch} on {world_size} ranks, "
-                     f"expected at least {max(2, world_size)}; if labels are clusters, change eps or k1, or see the "
-                     f"share of outliers")
+    raise ValueError(
+        f"{available} identities with label >= 0 cannot fill a batch of {batch} on {world_size} ranks, "
+        f"expected at least {max(2, world_size)}; if labels are clusters, change eps or k1, or see the "
+        f"share of outliers"
+    )
 
 
 def check_shape(num_ids: int, num_instances: int, rank: int, world_size: int) -> None:
@@ -132,11 +151,13 @@ def check_shape(num_ids: int, num_instances: int, rank: int, world_size: int) ->
     if num_ids % world_size:
         below, above = num_ids // world_size * world_size, -(-num_ids // world_size) * world_size
         near = " or ".join(f"{ids * num_instances} ({ids} identities)" for ids in (below, above) if ids)
-        raise ValueError(f"batch of {num_ids} identities x {num_instances} = {num_ids * num_instances} images does not "
-                         f"split over {world_size} ranks; nearest batch sizes that do: {near}")
+        raise ValueError(
+            f"batch of {num_ids} identities x {num_instances} = {num_ids * num_instances} images does not "
+            f"split over {world_size} ranks; nearest batch sizes that do: {near}"
+        )
 
 
 def own_share(batches: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """The rank's whole identities of each batch: (iters, P, K) -> (iters, P * K / world_size) int64."""
     ids = batches.shape[1] // world_size
-    return batches[:, rank * ids:(rank + 1) * ids].reshape(len(batches), -1).astype(np.int64)
+    return batches[:, rank * ids : (rank + 1) * ids].reshape(len(batches), -1).astype(np.int64)

@@ -70,9 +70,9 @@ def crop_by_slices(images: Tensor, top: Tensor, left: Tensor, pad: int, flags: T
     for image, to, flag, y, x in moves:
         flat = (cv2.flip(image.reshape(-1, width), 1, mirrored) if flag else image).reshape(-1)
         step = min(max(y * width + x, -size), size)
-        to.reshape(-1)[max(0, -step):size - max(0, step)] = flat[max(0, step):size - max(0, -step)]
-        to[:, :max(0, -y)] = to[:, max(0, height - max(0, y)):] = 0
-        to[:, :, :max(0, -x)] = to[:, :, max(0, width - max(0, x)):] = 0
+        to.reshape(-1)[max(0, -step) : size - max(0, step)] = flat[max(0, step) : size - max(0, -step)]
+        to[:, : max(0, -y)] = to[:, max(0, height - max(0, y)) :] = 0
+        to[:, :, : max(0, -x)] = to[:, :, max(0, width - max(0, x)) :] = 0
     return out
 
 
@@ -97,8 +97,11 @@ def erase(images: Tensor, boxes: Tensor, fill: tuple | str, generator: torch.Gen
 
     fill: one value a channel, or "random" for standard normal noise from the generator. Writes into images.
     """
-    values = (torch.randn(images.shape, device=images.device, generator=generator) if fill == "random"
-              else vector(fill, images.device))
+    values = (
+        torch.randn(images.shape, device=images.device, generator=generator)
+        if fill == "random"
+        else vector(fill, images.device)
+    )
     write = overwrite_by_slices if images.device.type == "cpu" else overwrite_by_mask
     return write(images, boxes, values.expand_as(images))
 
@@ -107,15 +110,16 @@ def overwrite_by_mask(images: Tensor, boxes: Tensor, values: Tensor) -> Tensor:
     """Write the boxes of values into images, on any device, with no loop and no host sync."""
     y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
-    inside = (((y >= top) & (y < top + height))[:, None, :, None]
-              & ((x >= left) & (x < left + width))[:, None, None, :])  # (B, 1, H, W)
+    inside = ((y >= top) & (y < top + height))[:, None, :, None] & ((x >= left) & (x < left + width))[
+        :, None, None, :
+    ]  # (B, 1, H, W)
     return images.mul_(~inside).addcmul_(inside.to(images.dtype), values)
 
 
 def overwrite_by_slices(images: Tensor, boxes: Tensor, values: Tensor) -> Tensor:
     """Write the boxes of values into images, on the CPU."""
     for image, value, (top, left, height, width) in zip(images.numpy(), values.numpy(), boxes.tolist()):
-        image[:, top:top + height, left:left + width] = value[:, top:top + height, left:left + width]
+        image[:, top : top + height, left : left + width] = value[:, top : top + height, left : left + width]
     return images
 
 
@@ -140,8 +144,14 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = value - low
     red, green, blue = images.split(1, 1)
     safe = chroma.clamp_min(1e-12)
-    hue = torch.where(value == red, (green - blue) / safe,
-                      torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)) / 6
+    hue = (
+        torch.where(
+            value == red,
+            (green - blue) / safe,
+            torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        )
+        / 6
+    )
     turned = (hue + per_image(shift)) * 6  # (B, 1, H, W) in sixths of the circle
     sector = (vector((5.0, 3.0, 1.0), images.device) + turned).remainder(6)
     return value - chroma * torch.minimum(sector, 4 - sector).clamp(0, 1)
@@ -197,8 +207,14 @@ class Geometry(NamedTuple):
         return images if self.boxes is None else resized_crop(images, self.boxes, interpolation)
 
 
-def draw_geometry(shape: tuple, generator: torch.Generator, flip: float = 0.5, pad: int = 10,
-                  crop_scale: tuple | None = None, crop_ratio: tuple = (3 / 4, 4 / 3)) -> Geometry:
+def draw_geometry(
+    shape: tuple,
+    generator: torch.Generator,
+    flip: float = 0.5,
+    pad: int = 10,
+    crop_scale: tuple | None = None,
+    crop_ratio: tuple = (3 / 4, 4 / 3),
+) -> Geometry:
     """Random geometry for images of the shape (B, C, H, W): mirror with probability flip, crop after padding by pad
     zeros, and with crop_scale a resized crop of that share of the area and a log-uniform ratio width / height."""
     batch, height, width = shape[0], shape[-2], shape[-1]
@@ -227,8 +243,16 @@ def draw_crops(batch: int, height: int, width: int, generator: torch.Generator, 
     return torch.where(fits.any(1, keepdim=True), drawn, vector(centred, drawn.device).view(4).long())
 
 
-def draw_erasing(batch: int, height: int, width: int, generator: torch.Generator, probability: float = 0.5,
-                 area: tuple = (0.02, 0.4), ratio: tuple = (0.3, 10 / 3), law: str = "log") -> Tensor:
+def draw_erasing(
+    batch: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    probability: float = 0.5,
+    area: tuple = (0.02, 0.4),
+    ratio: tuple = (0.3, 10 / 3),
+    law: str = "log",
+) -> Tensor:
     """Boxes (B, 4) int64 (top, left, height, width) of random erasing, height 0 with probability 1 - probability.
 
     As torchvision's RandomErasing: area a uniform share of the image, ratio height / width log-uniform (law="log") or
@@ -268,12 +292,28 @@ class Augment:
     as it stands, the lineage's quirk) or "random".
     """
 
-    def __init__(self, *, flip: float = 0.5, pad: int = 10, crop_scale: tuple | None = None,
-                 crop_ratio: tuple = (3 / 4, 4 / 3), interpolation: str = "bilinear", jitter: tuple | None = None,
-                 jitter_p: float = 1.0, grey: float = 0.0, blur: float = 0.0, blur_sigma: tuple = (0.1, 2.0),
-                 erase: float = 0.5, erase_area: tuple = (0.02, 0.4), erase_ratio: tuple = (0.3, 10 / 3),
-                 erase_law: str = "log", erase_fill: tuple | str = IMAGENET_MEAN, mean: tuple = IMAGENET_MEAN,
-                 std: tuple = IMAGENET_STD, channels_last: bool = False):
+    def __init__(
+        self,
+        *,
+        flip: float = 0.5,
+        pad: int = 10,
+        crop_scale: tuple | None = None,
+        crop_ratio: tuple = (3 / 4, 4 / 3),
+        interpolation: str = "bilinear",
+        jitter: tuple | None = None,
+        jitter_p: float = 1.0,
+        grey: float = 0.0,
+        blur: float = 0.0,
+        blur_sigma: tuple = (0.1, 2.0),
+        erase: float = 0.5,
+        erase_area: tuple = (0.02, 0.4),
+        erase_ratio: tuple = (0.3, 10 / 3),
+        erase_law: str = "log",
+        erase_fill: tuple | str = IMAGENET_MEAN,
+        mean: tuple = IMAGENET_MEAN,
+        std: tuple = IMAGENET_STD,
+        channels_last: bool = False,
+    ):
         self.options = {key: value for key, value in locals().items() if key != "self"}
         for key in ("flip", "jitter_p", "grey", "blur", "erase"):
             if not 0 <= self.options[key] <= 1:
@@ -287,15 +327,24 @@ class Augment:
     def __call__(self, images: Tensor, generator: torch.Generator, maps: Tensor | None = None):
         """uint8 (B, 3, H, W) -> float32 (B, 3, H, W); with maps (B, C, H, W) of labels: (images, maps moved alike)."""
         if generator.device.type != images.device.type or images.dtype != torch.uint8:
-            raise ValueError(f"expected uint8 images on the generator's device {generator.device}, got {images.dtype} "
-                             f"on {images.device}")
+            raise ValueError(
+                f"expected uint8 images on the generator's device {generator.device}, got {images.dtype} "
+                f"on {images.device}"
+            )
         o = self.options
         geometry = draw_geometry(images.shape, generator, o["flip"], o["pad"], o["crop_scale"], o["crop_ratio"])
         out = self.color(geometry.apply(images, o["interpolation"]), generator)
         out = normalize(out, o["mean"], o["std"])
         if o["erase"]:
-            boxes = draw_erasing(len(images), *images.shape[-2:], generator, o["erase"], o["erase_area"],
-                                 o["erase_ratio"], o["erase_law"])
+            boxes = draw_erasing(
+                len(images),
+                *images.shape[-2:],
+                generator,
+                o["erase"],
+                o["erase_area"],
+                o["erase_ratio"],
+                o["erase_law"],
+            )
             out = erase(out, boxes, o["erase_fill"], generator)
         if o["channels_last"]:
             out = out.contiguous(memory_format=torch.channels_last)
@@ -357,7 +406,7 @@ def resize_matrix(start: Tensor, length: Tensor, out: int, interpolation: str) -
     if interpolation == "bilinear":
         weights = (1 - distance).clamp_min(0)
     elif interpolation == "bicubic":
-        near = (1.5 * distance - 2.5) * distance ** 2 + 1
+        near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
     else:

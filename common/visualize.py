@@ -265,7 +265,7 @@ def plot(path, panels: Mapping[str, Sequence[Curve]], *, x_label: str = "", titl
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     palette = matplotlib.colormaps["tab10"].colors
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels):]:
+    for axis in axes[len(panels) :]:
         axis.remove()
     for axis, (y_label, curves) in zip(axes, panels.items()):
         for curve in curves:

@@ -34,10 +34,32 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import runtime
 from convnext_ap.model import POSITIONS, TRUNKS, WIDTH, ConvNeXtAP, Heads, check_size, name_of
 
-PAPER = {"ConvNeXt": (88.00, 10.04), "ConvNeXt-A": (88.00, 10.04),
-         "ConvNeXt-P": (90.74, 10.04), "ConvNeXt-AP": (90.74, 10.04)}  # params in M, FLOPs in G
-MOVES = {"view", "_unsafe_view", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "detach",
-         "alias", "expand", "clone", "copy_", "_to_copy", "cat", "split", "unbind"}  # no arithmetic
+PAPER = {
+    "ConvNeXt": (88.00, 10.04),
+    "ConvNeXt-A": (88.00, 10.04),
+    "ConvNeXt-P": (90.74, 10.04),
+    "ConvNeXt-AP": (90.74, 10.04),
+}  # params in M, FLOPs in G
+MOVES = {
+    "view",
+    "_unsafe_view",
+    "permute",
+    "transpose",
+    "t",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "expand",
+    "clone",
+    "copy_",
+    "_to_copy",
+    "cat",
+    "split",
+    "unbind",
+}  # no arithmetic
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm"}
 
 
@@ -97,8 +119,10 @@ def measure(height: int, width: int, num_classes: int, trunk: str, attention: st
         model, image = ConvNeXtAP(num_classes, trunk, attention, parts).eval(), torch.empty(1, 3, height, width)
     model.set_stage("joint" if parts else "pcb")
     calls = []
-    hooks = [module.register_forward_hook(lambda m, inputs, out: calls.append(thop_flops(m, inputs[0], out)))
-             for module in model.modules()]
+    hooks = [
+        module.register_forward_hook(lambda m, inputs, out: calls.append(thop_flops(m, inputs[0], out)))
+        for module in model.modules()
+    ]
     other, multiply_adds = OtherOperations(), FlopCounterMode(display=False)
     with torch.no_grad(), other, multiply_adds:
         model.encode(image)
@@ -107,8 +131,14 @@ def measure(height: int, width: int, num_classes: int, trunk: str, attention: st
     channels = TRUNKS[trunk].channels[-1]
     pool = channels * ((height // 32) * (width // 32) + 1)  # the global mean: every input once, one division each
     macs = multiply_adds.get_total_flops() // 2  # the counter's unit is two per multiply-add
-    return Complexity(name_of(attention, parts), sum(map(thop_params, model.modules())), sum(calls) + pool,
-                      sum(weight.numel() for weight in model.parameters()), macs + other.total, macs)
+    return Complexity(
+        name_of(attention, parts),
+        sum(map(thop_params, model.modules())),
+        sum(calls) + pool,
+        sum(weight.numel() for weight in model.parameters()),
+        macs + other.total,
+        macs,
+    )
 
 
 def table(args) -> list[Complexity]:
@@ -123,13 +153,18 @@ def show(rows: list[Complexity], args) -> None:
     print(f"{'':<12} | {'paper':>13} | {'its convention':>14} | {'exact params':>12} {'FLOPs':>8} {'MACs':>8}")
     for row in rows:
         paper = "{:6.2f} {:6.2f}".format(*PAPER[row.name])
-        print(f"{row.name:<12} | {paper} | {row.params / 1e6:7.2f} {row.flops / 1e9:6.2f} | "
-              f"{row.exact_params / 1e6:12.4f} {row.exact_flops / 1e9:8.4f} {row.exact_macs / 1e9:8.4f}")
+        print(
+            f"{row.name:<12} | {paper} | {row.params / 1e6:7.2f} {row.flops / 1e9:6.2f} | "
+            f"{row.exact_params / 1e6:12.4f} {row.exact_flops / 1e9:8.4f} {row.exact_macs / 1e9:8.4f}"
+        )
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="convnext_ap/complexity.py", allow_abbrev=False,
-                                     description="Parameters and FLOPs of the four variants, Tables 2-4.")
+    parser = argparse.ArgumentParser(
+        prog="convnext_ap/complexity.py",
+        allow_abbrev=False,
+        description="Parameters and FLOPs of the four variants, Tables 2-4.",
+    )
     network = parser.add_argument_group("network")
     network.add_argument("--trunk", choices=list(TRUNKS), default="base")
     network.add_argument("--simam", choices=POSITIONS, default="dw")

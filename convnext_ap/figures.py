@@ -52,19 +52,33 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def lr(args, out):
     """Figure 2: warm-up and cosine of the heads' learning rate, 50 epochs as printed and the 120 of sec. 5.1."""
     plans = [schedule.Plan(epochs) for epochs in args.epochs]
-    curves = [visualize.Curve(f"{p.epochs} epochs", range(p.epochs),
-                              [schedule.learning_rate(e, p, "heads") for e in range(p.epochs)]) for p in plans]
+    curves = [
+        visualize.Curve(
+            f"{p.epochs} epochs", range(p.epochs), [schedule.learning_rate(e, p, "heads") for e in range(p.epochs)]
+        )
+        for p in plans
+    ]
     return visualize.plot(out / "figure2.png", {"learning rate": curves}, x_label="epoch")
 
 
 def erasing(args, out):
     """Figure 3: training images before and after random erasing, as the training draws it, but in every image."""
-    flags = train.parse_args(["--dataset", args.dataset or "market", "--data-dir", args.data_dir or "data",
-                              *(["--synthetic", args.synthetic] if args.synthetic else []), "--variant", "erase=1",
-                              "--cache", "off"])
+    flags = train.parse_args(
+        [
+            "--dataset",
+            args.dataset or "market",
+            "--data-dir",
+            args.data_dir or "data",
+            *(["--synthetic", args.synthetic] if args.synthetic else []),
+            "--variant",
+            "erase=1",
+            "--cache",
+            "off",
+        ]
+    )
     run = runtime.start(flags, "convnext_ap")
     data = inputs.dataset(run, flags.dataset)
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(data.train))[:args.n])
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(data.train))[: args.n])
     store = inputs.open_images(run, [data.train[i] for i in chosen], args.height, args.width, name="erasing")
     pixels = store.gather(np.arange(len(chosen))).to(run.device)
     augment = train.make_augment(flags)
@@ -111,7 +125,7 @@ def opened(args):
 
 
 def queries(args, data):
-    return np.random.default_rng(args.seed).permutation(len(data.query))[:args.n]
+    return np.random.default_rng(args.seed).permutation(len(data.query))[: args.n]
 
 
 def ranks(args, out):
@@ -153,8 +167,12 @@ def cmc(args, out):
     for model in models:
         name = model.name if model.name not in found else f"{model.name} ({len(found) + 1})"
         found[name] = inputs.rank_metrics(data, train.features(run, model, store)["H"])
-    return visualize.cmc_curve(out / f"figure17-{inputs.data_name(data)}.png", {k: m.cmc for k, m in found.items()},
-                               mAP={k: m.mAP for k, m in found.items()}, title=inputs.data_name(data))
+    return visualize.cmc_curve(
+        out / f"figure17-{inputs.data_name(data)}.png",
+        {k: m.cmc for k, m in found.items()},
+        mAP={k: m.mAP for k, m in found.items()},
+        title=inputs.data_name(data),
+    )
 
 
 def parts(args, out):
@@ -165,8 +183,9 @@ def parts(args, out):
     pixels = store.gather(queries(args, data)).to(run.device)
     with torch.inference_mode():
         share = model.assign.probabilities(model.feature_map(transforms.normalize(pixels)).float()).cpu()
-    rows = [[image, *(visualize.heat_map(image, m, scale=False) for m in maps)]
-            for image, maps in zip(pixels.cpu(), share)]
+    rows = [
+        [image, *(visualize.heat_map(image, m, scale=False) for m in maps)] for image, maps in zip(pixels.cpu(), share)
+    ]
     names = ["image", *(f"part {i + 1}" for i in range(model.parts))]
     return visualize.grid(out / f"figure7-{inputs.data_name(data)}.png", rows, column_titles=names)
 

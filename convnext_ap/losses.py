@@ -81,9 +81,19 @@ def log_sum_exp(x: Tensor, mask: Tensor, dims: tuple) -> Tensor:
     return x.masked_fill(~mask, -1e9).logsumexp(dims)
 
 
-def total_loss(logits: Tensor, feats: Tensor, labels: Tensor, *, loss: str = "id+circle", only_parts: bool = False,
-               part_reduce: str = "sum", pair_on: str = "global", mode: str = "pool", m: float = MARGIN,
-               gamma: float = GAMMA) -> Parts:
+def total_loss(
+    logits: Tensor,
+    feats: Tensor,
+    labels: Tensor,
+    *,
+    loss: str = "id+circle",
+    only_parts: bool = False,
+    part_reduce: str = "sum",
+    pair_on: str = "global",
+    mode: str = "pool",
+    m: float = MARGIN,
+    gamma: float = GAMMA,
+) -> Parts:
     """L_id + L_circle / B, or what `loss` says: id | id+circle | id+triplet (sec. 3.4).
 
     Args: logits (B, n, K), feats (B, n, d) of the heads, the global one first; labels (B,).

@@ -29,7 +29,7 @@ def trapezoid_map(feats: torch.Tensor, data: Dataset, chunk: int = 256) -> float
     gallery_pids, gallery_camids = (np.array([getattr(s, key) for s in data.gallery]) for key in ("pid", "camid"))
     found = []
     for start in range(0, q, chunk):
-        dist = distances.pairwise(feats[start:min(start + chunk, q)], feats[q:], "sqeuclidean").cpu().numpy()
+        dist = distances.pairwise(feats[start : min(start + chunk, q)], feats[q:], "sqeuclidean").cpu().numpy()
         for row, pid, camid in zip(dist, pids[start:], camids[start:]):
             kept = (gallery_pids != -1) & ~((gallery_pids == pid) & (gallery_camids == camid))
             order = np.argsort(row[kept], kind="stable")

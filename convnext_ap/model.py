@@ -59,14 +59,20 @@ def check_size(height: int, width: int, attention: str, parts: int) -> None:
     """Raises ValueError for an input whose last map is empty, too low for the parts, or too small for SimAM."""
     rows, columns = height // STRIDE, width // STRIDE
     if rows < 1 or columns < 1:
-        raise ValueError(f"an input of {height}x{width} is too small: the trunk divides both sides by {STRIDE}; "
-                         f"use at least --height {STRIDE} --width {STRIDE}")
+        raise ValueError(
+            f"an input of {height}x{width} is too small: the trunk divides both sides by {STRIDE}; "
+            f"use at least --height {STRIDE} --width {STRIDE}"
+        )
     if parts > rows:
-        raise ValueError(f"{parts} parts do not fit the {rows}x{columns} map of a {height}x{width} input, a part needs "
-                         f"a row: use --parts {rows} or fewer, or --height {parts * STRIDE} or more")
+        raise ValueError(
+            f"{parts} parts do not fit the {rows}x{columns} map of a {height}x{width} input, a part needs "
+            f"a row: use --parts {rows} or fewer, or --height {parts * STRIDE} or more"
+        )
     if attention != "none" and rows * columns < 2:
-        raise ValueError(f"SimAM takes the variance over a map, and the last one of a {height}x{width} input has a "
-                         f"single position: use --height {2 * STRIDE} or more, or --simam none")
+        raise ValueError(
+            f"SimAM takes the variance over a map, and the last one of a {height}x{width} input has a "
+            f"single position: use --height {2 * STRIDE} or more, or --simam none"
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- trunk
@@ -186,12 +192,24 @@ class ConvNeXtAP(nn.Module):
         final_norm, a LayerNorm on the last map (torchvision's classifier has it; the paper drops that module).
     """
 
-    def __init__(self, num_classes: int, trunk: str = "base", attention: str = "dw", parts: int = 6, *,
-                 head_relu: bool = False, dropout: float = 0.5, drop_path: float = 0.2, final_norm: bool = False):
+    def __init__(
+        self,
+        num_classes: int,
+        trunk: str = "base",
+        attention: str = "dw",
+        parts: int = 6,
+        *,
+        head_relu: bool = False,
+        dropout: float = 0.5,
+        drop_path: float = 0.2,
+        final_norm: bool = False,
+    ):
         super().__init__()
         if trunk not in TRUNKS or attention not in POSITIONS or parts < 0 or num_classes < 1:
-            raise ValueError(f"trunk {trunk!r}, attention {attention!r}, {parts} parts, {num_classes} classes: expected"
-                             f" one of {', '.join(TRUNKS)}; one of {', '.join(POSITIONS)}; at least 0 and 1")
+            raise ValueError(
+                f"trunk {trunk!r}, attention {attention!r}, {parts} parts, {num_classes} classes: expected"
+                f" one of {', '.join(TRUNKS)}; one of {', '.join(POSITIONS)}; at least 0 and 1"
+            )
         self.trunk_name, self.attention, self.parts = trunk, attention, parts
         self.trunk = build_trunk(trunk, attention, drop_path)
         channels = TRUNKS[trunk].channels[-1]
@@ -295,8 +313,10 @@ def imagenet_state(trunk: str) -> dict:
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:  # URLError is one
-        raise FileNotFoundError(f"cannot fetch torchvision's ImageNet weights of ConvNeXt-B ({error}); download "
-                                f"{weights.url} elsewhere and pass --weights PATH, or --weights none") from error
+        raise FileNotFoundError(
+            f"cannot fetch torchvision's ImageNet weights of ConvNeXt-B ({error}); download "
+            f"{weights.url} elsewhere and pass --weights PATH, or --weights none"
+        ) from error
 
 
 def read_state(path: str, model: ConvNeXtAP) -> dict:
@@ -305,8 +325,10 @@ def read_state(path: str, model: ConvNeXtAP) -> dict:
     state = checkpoints.state_dict(content, path)
     if isinstance(content.get("state_dict"), dict):
         check_variant(path, content.get("args"), model.attention, model.parts, blocks_only=True)
-        state = {("features." + key.removeprefix("trunk.") if key.startswith("trunk.") else key): value
-                 for key, value in state.items()}
+        state = {
+            ("features." + key.removeprefix("trunk.") if key.startswith("trunk.") else key): value
+            for key, value in state.items()
+        }
     return state
 
 
@@ -316,6 +338,8 @@ def check_variant(path, trained: dict | None, attention: str, parts: int, blocks
         raise ValueError(f"{path} is no checkpoint of convnext_ap (it was written with other flags)")
     if trained["simam"] == attention and (blocks_only or trained["parts"] == parts):
         return
-    raise ValueError(f"{path} is a checkpoint of {name_of(trained['simam'], trained['parts'])} (--simam "
-                     f"{trained['simam']} --parts {trained['parts']}), not of {name_of(attention, parts)} (--simam "
-                     f"{attention} --parts {parts}); use its flags, or another file")
+    raise ValueError(
+        f"{path} is a checkpoint of {name_of(trained['simam'], trained['parts'])} (--simam "
+        f"{trained['simam']} --parts {trained['parts']}), not of {name_of(attention, parts)} (--simam "
+        f"{attention} --parts {parts}); use its flags, or another file"
+    )

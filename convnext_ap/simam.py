@@ -34,9 +34,11 @@ def simam(x: Tensor, lam: float = LAMBDA) -> Tensor:
     variance.
     """
     if x.ndim != 4 or x.shape[2] * x.shape[3] < 2:
-        raise ValueError(f"SimAM takes the variance over the H x W positions of a map, and {tuple(x.shape)} has "
-                         f"{x.shape[2] * x.shape[3] if x.ndim == 4 else 'none'}; at least 2 are needed: use a larger "
-                         f"--height or --width, or --simam none")
+        raise ValueError(
+            f"SimAM takes the variance over the H x W positions of a map, and {tuple(x.shape)} has "
+            f"{x.shape[2] * x.shape[3] if x.ndim == 4 else 'none'}; at least 2 are needed: use a larger "
+            f"--height or --width, or --simam none"
+        )
     return SimAM.apply(x, lam)
 
 

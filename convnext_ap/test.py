@@ -25,8 +25,11 @@ from convnext_ap.train import build_model, features, make_plan
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="convnext_ap/test.py", allow_abbrev=False,
-                            description="Evaluate a checkpoint; data and size default to those it was trained with.")
+    parser = ArgumentParser(
+        prog="convnext_ap/test.py",
+        allow_abbrev=False,
+        description="Evaluate a checkpoint; data and size default to those it was trained with.",
+    )
     parser.add_argument("--checkpoint", "--weights", required=True, help="a checkpoint, or a log folder (its newest)")
     parser.add_argument("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
     parser.add_argument("--parts", type=int, help="refuse a checkpoint with another number of parts")
@@ -68,8 +71,10 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
 def open_test(args: Namespace, trained: dict) -> tuple:
     """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
-    chosen = {k: getattr(args, k) if getattr(args, k) is not None else trained[k]
-              for k in ("dataset", "split", "data_dir", "synthetic")}
+    chosen = {
+        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
+        for k in ("dataset", "split", "data_dir", "synthetic")
+    }
     if args.dataset is not None and args.split is None:
         chosen["split"] = None
     chosen["synthetic"] = None if args.real else chosen["synthetic"]
@@ -110,7 +115,7 @@ def main(args):
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:
-        shown = np.random.default_rng(0).permutation(q)[:args.rank_list]
+        shown = np.random.default_rng(0).permutation(q)[: args.rank_list]
         print("rank list:", draw_rank_list(out / "rank_list.png", data, h, shown, ids, k=10))
 
 

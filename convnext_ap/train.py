@@ -26,15 +26,27 @@ from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_size, check_variant, load_trunk
 
 VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
-    "part_reduce": ("sum", "mean"), "circle_on": ("global", "concat"), "circle_mode": ("pool", "anchor"), "m": 0.25,
-    "gamma": 32.0, "optimizer": ("sgd", "adamw"), "trunk_lr": 0.1, "later_lr": 0.1, "clip": 5.0, "erase": 0.5,
-    "drop_path": 0.2, "dropout": 0.5, "head_relu": ("off", "on"), "final_norm": ("off", "on"),
+    "part_reduce": ("sum", "mean"),
+    "circle_on": ("global", "concat"),
+    "circle_mode": ("pool", "anchor"),
+    "m": 0.25,
+    "gamma": 32.0,
+    "optimizer": ("sgd", "adamw"),
+    "trunk_lr": 0.1,
+    "later_lr": 0.1,
+    "clip": 5.0,
+    "erase": 0.5,
+    "drop_path": 0.2,
+    "dropout": 0.5,
+    "head_relu": ("off", "on"),
+    "final_norm": ("off", "on"),
 }
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.",
-                            allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.", allow_abbrev=False
+    )
     data = parser.add_argument_group("data")
     data.add_argument("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
     data.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
@@ -79,12 +91,16 @@ def complete(args: Namespace) -> Namespace:
     if args.iters is not None and args.iters < 1:
         raise ValueError("--iters must be at least 1, or nothing would be trained")
     if args.loss != "id" and args.num_instances < 2:
-        raise ValueError(f"--loss {args.loss} compares images of one person, and --num-instances {args.num_instances} "
-                         f"leaves no positive pair in a batch; use 2 or more, or --loss id")
+        raise ValueError(
+            f"--loss {args.loss} compares images of one person, and --num-instances {args.num_instances} "
+            f"leaves no positive pair in a batch; use 2 or more, or --loss id"
+        )
     if args.batch_size % args.num_instances or args.batch_size < 2 * args.num_instances:
         near = max(2, args.batch_size // args.num_instances) * args.num_instances
-        raise ValueError(f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} with"
-                         f" at least two identities; nearest: {near}")
+        raise ValueError(
+            f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} with"
+            f" at least two identities; nearest: {near}"
+        )
     return args
 
 
@@ -96,8 +112,16 @@ def variants(args: Namespace) -> dict:
 def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:
     """The network of the flags, with random weights."""
     v = variants(args)
-    return ConvNeXtAP(num_classes, args.trunk, args.simam, args.parts, head_relu=v["head_relu"] == "on",
-                      dropout=v["dropout"], drop_path=v["drop_path"], final_norm=v["final_norm"] == "on")
+    return ConvNeXtAP(
+        num_classes,
+        args.trunk,
+        args.simam,
+        args.parts,
+        head_relu=v["head_relu"] == "on",
+        dropout=v["dropout"],
+        drop_path=v["drop_path"],
+        final_norm=v["final_norm"] == "on",
+    )
 
 
 def make_plan(args: Namespace) -> schedule.Plan:
@@ -115,15 +139,19 @@ def build(args, run, num_classes, plan):
     model = build_model(args, num_classes)
     runtime.say(run, load_trunk(model, args.weights))
     model = model.to(run.device, memory_format=torch.channels_last)
-    groups = {"trunk": [p for m in (model.trunk, model.final_norm) if m is not None for p in m.parameters()],
-              "heads": list(model.heads.parameters()), "assign": list(model.assign.parameters()) if args.parts else []}
+    groups = {
+        "trunk": [p for m in (model.trunk, model.final_norm) if m is not None for p in m.parameters()],
+        "heads": list(model.heads.parameters()),
+        "assign": list(model.assign.parameters()) if args.parts else [],
+    }
     groups = {name: weights for name, weights in groups.items() if weights}
     v, parameters = variants(args), [{"params": weights, "lr": 1.0} for weights in groups.values()]
     if v["optimizer"] == "adamw":
         optimizer = torch.optim.AdamW(parameters, weight_decay=args.weight_decay, foreach=True)
     else:
-        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=args.weight_decay,
-                                    foreach=True)
+        optimizer = torch.optim.SGD(
+            parameters, momentum=0.9, nesterov=True, weight_decay=args.weight_decay, foreach=True
+        )
     everything = list(model.parameters())
 
     def clip(*_):
@@ -163,11 +191,19 @@ def index_batches(args, run, labels, epoch):
             raise ValueError(f"a batch of {args.batch_size} does not split over {run.world_size} processes")
         rng, n = np.random.default_rng([args.seed, epoch]), len(labels)
         order = np.concatenate([rng.permutation(n) for _ in range(-(-iters * args.batch_size // n))])
-        batches = order[:iters * args.batch_size].reshape(iters, run.world_size, -1)[:, run.rank]
+        batches = order[: iters * args.batch_size].reshape(iters, run.world_size, -1)[:, run.rank]
         return np.ascontiguousarray(batches)
     ids = args.batch_size // args.num_instances
-    batches = samplers.identity_batches(labels.numpy(), ids, args.num_instances, iters=iters, seed=args.seed,
-                                        epoch=epoch, rank=run.rank, world_size=run.world_size)
+    batches = samplers.identity_batches(
+        labels.numpy(),
+        ids,
+        args.num_instances,
+        iters=iters,
+        seed=args.seed,
+        epoch=epoch,
+        rank=run.rank,
+        world_size=run.world_size,
+    )
     return need_positives(batches, labels.numpy(), args.loss)
 
 
@@ -175,8 +211,10 @@ def need_positives(batches, labels, loss):
     """The batches (iters, B), if each holds two images of one person; else ValueError that names the first without."""
     for i, row in enumerate(labels[batches]):
         if len(np.unique(row)) == len(row):
-            raise ValueError(f"batch {i + 1} holds no two images of one person, so --loss {loss} has no positive pair; "
-                             f"raise --num-instances, or use --loss id")
+            raise ValueError(
+                f"batch {i + 1} holds no two images of one person, so --loss {loss} has no positive pair; "
+                f"raise --num-instances, or use --loss id"
+            )
     return batches
 
 
@@ -209,8 +247,15 @@ def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objectiv
 def make_objective(args, stage):
     """The loss of a stage: the part heads' alone while W learns, the whole one otherwise."""
     v = variants(args)
-    options = dict(loss=args.loss, only_parts=stage == "assign", part_reduce=v["part_reduce"], pair_on=v["circle_on"],
-                   mode=v["circle_mode"], m=v["m"], gamma=v["gamma"])
+    options = dict(
+        loss=args.loss,
+        only_parts=stage == "assign",
+        part_reduce=v["part_reduce"],
+        pair_on=v["circle_on"],
+        mode=v["circle_mode"],
+        m=v["m"],
+        gamma=v["gamma"],
+    )
     return lambda output, labels: losses.total_loss(output.logits, output.feats, labels, **options)
 
 
@@ -234,8 +279,15 @@ def evaluate(run, model, data, store, trapezoid=False) -> dict:
     feats = features(run, model, store)
     found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
     m = found["H"]
-    out = {"mAP": m.mAP, "rank1": m.rank(1), "rank5": m.rank(5), "rank10": m.rank(10), "mINP": m.mINP,
-           "G.mAP": found["G"].mAP, "G.rank1": found["G"].rank(1)}
+    out = {
+        "mAP": m.mAP,
+        "rank1": m.rank(1),
+        "rank5": m.rank(5),
+        "rank10": m.rank(10),
+        "mINP": m.mINP,
+        "G.mAP": found["G"].mAP,
+        "G.rank1": found["G"].rank(1),
+    }
     return out | ({"trapezoid.mAP": trapezoid_map(feats["H"], data)} if trapezoid else {})
 
 
@@ -260,8 +312,10 @@ def check_unfinished(run, plan):
     """
     newest, wanted = checkpoints.newest(run.log_dir), run.args["resume"]
     if wanted is None and newest is not None and plan.epochs <= checkpoints.epoch_of(newest) < plan.total:
-        raise ValueError(f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir},"
-                         f" or choose another --logs-dir")
+        raise ValueError(
+            f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir},"
+            f" or choose another --logs-dir"
+        )
     source = newest if wanted == "auto" else wanted
     if wanted is not None and source is not None:
         check_variant(source, checkpoints.read(source)["args"], run.args["simam"], run.args["parts"])
@@ -314,8 +368,15 @@ def main(args):
 
 def make_augment(args):
     """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1); paper silent: sizes, order."""
-    return transforms.Augment(flip=0.5, pad=0, erase=variants(args)["erase"], erase_area=(0.02, 0.4),
-                              erase_ratio=(0.3, 3.33), erase_fill="random", channels_last=True)
+    return transforms.Augment(
+        flip=0.5,
+        pad=0,
+        erase=variants(args)["erase"],
+        erase_area=(0.02, 0.4),
+        erase_ratio=(0.3, 3.33),
+        erase_fill="random",
+        channels_last=True,
+    )
 
 
 def keep(run, stage):

@@ -85,7 +85,7 @@ class TwoStream(nn.Module):
 
 def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors of one module of a trunk."""
-    return {key[len(name) + 1:]: value for key, value in state.items() if key.startswith(f"{name}.")}
+    return {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 class Extractor(nn.Module):

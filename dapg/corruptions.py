@@ -10,7 +10,7 @@ of a loop (exact=True runs it), with its mean PSNR within 0.6 dB, at severity 2 
 """
 
 import io
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -18,8 +18,23 @@ from PIL import Image
 
 from dapg.frost import frost_pool
 
-TRAIN15 = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
-           "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
+TRAIN15 = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
 EXTRA4 = ("speckle_noise", "gaussian_blur", "saturate", "spatter")
 BENCH20 = (*TRAIN15, *EXTRA4, "rain")
 
@@ -31,11 +46,17 @@ DEFOCUS = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))  # radius, sigma o
 GLASS = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))  # sigma, delta, iterations of the loop
 GLASS_GATHERS = (2, 1, 4, 3, 3)  # iterations of the vectorised form with the loop's PSNR
 MOTION = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))  # radius, sigma
-ZOOMS = tuple(tuple(1 + step * i for i in range(count))
-              for step, count in ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11)))
-SNOW = ((0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55))  # mean, std, zoom, threshold, radius, sigma, blend
+ZOOMS = tuple(
+    tuple(1 + step * i for i in range(count))
+    for step, count in ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11))
+)
+SNOW = (
+    (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+    (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+    (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+    (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+    (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+)  # mean, std, zoom, threshold, radius, sigma, blend
 FROST = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 FOG = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))  # gain, decay
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -46,8 +67,13 @@ JPEG_QUALITY = (25, 18, 15, 10, 7)
 SPECKLE = (0.15, 0.2, 0.35, 0.45, 0.6)
 BLUR_SIGMA = (1, 2, 3, 4, 6)
 SATURATE = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))
-SPATTER = ((0.65, 0.3, 4, 0.69, 0.6, 0), (0.65, 0.3, 3, 0.68, 0.6, 0), (0.65, 0.3, 2, 0.68, 0.5, 0),
-           (0.65, 0.3, 1, 0.65, 1.5, 1), (0.67, 0.4, 1, 0.65, 1.5, 1))  # loc, scale, sigma, threshold, strength, mud
+SPATTER = (
+    (0.65, 0.3, 4, 0.69, 0.6, 0),
+    (0.65, 0.3, 3, 0.68, 0.6, 0),
+    (0.65, 0.3, 2, 0.68, 0.5, 0),
+    (0.65, 0.3, 1, 0.65, 1.5, 1),
+    (0.67, 0.4, 1, 0.65, 1.5, 1),
+)  # loc, scale, sigma, threshold, strength, mud
 RAIN = ((770, 10), (600, 30), (600, 30), (500, 60), (500, 60))  # pixels a drop, length
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -103,12 +129,12 @@ def speckle_noise(image, severity, rng):
 
 
 # ---------------------------------------------------------------------------------------------------------------- blur
-@lru_cache(maxsize=None)
+@cache
 def disk(severity: int) -> np.ndarray:
     """Kernel of defocus blur, float32 (k, k), sum about 1: a disk with softened edge."""
     radius, alias = DEFOCUS[severity - 1]
     line = np.arange(-8, 9) if radius <= 8 else np.arange(-radius, radius + 1)
-    grid = (line[:, None] ** 2 + line[None] ** 2 <= radius ** 2).astype(np.float32)
+    grid = (line[:, None] ** 2 + line[None] ** 2 <= radius**2).astype(np.float32)
     size = 3 if radius <= 8 else 5
     return cv2.GaussianBlur(grid / grid.sum(), (size, size), sigmaX=alias)
 
@@ -132,11 +158,11 @@ def glass_blur(image, severity, rng):
     sigma, delta, _ = GLASS[severity - 1]
     x = to_u8(blur(unit(image), sigma))
     height, width = x.shape[:2]
-    rows, columns = np.mgrid[delta:height - delta, delta:width - delta]
+    rows, columns = np.mgrid[delta : height - delta, delta : width - delta]
     for _ in range(GLASS_GATHERS[severity - 1]):
         dy, dx = rng.integers(-delta, delta, (2, *rows.shape))
         moved = x.copy()
-        moved[delta:height - delta, delta:width - delta] = x[rows + dy, columns + dx]
+        moved[delta : height - delta, delta : width - delta] = x[rows + dy, columns + dx]
         x = moved
     return to_u8(blur(unit(x), sigma))
 
@@ -158,7 +184,7 @@ def glass_loop(image, severity, rng):
 def motion_kernel(radius: int, sigma: float, angle: float) -> np.ndarray:
     """One-sided line kernel (4 radius + 1)^2 float32, sum 1: correlation with it smears along `angle` degrees."""
     steps = np.arange(2 * radius + 1)
-    weight = np.exp(-steps ** 2 / (2 * sigma ** 2))
+    weight = np.exp(-(steps**2) / (2 * sigma**2))
     weight /= weight.sum()
     dy = -np.ceil(steps * np.sin(np.deg2rad(angle)) - 0.5).astype(int)
     dx = -np.ceil(steps * np.cos(np.deg2rad(angle)) - 0.5).astype(int)
@@ -295,7 +321,7 @@ def rain(image, severity, rng):
 
 
 # -------------------------------------------------------------------------------------------------------------- digital
-@lru_cache(maxsize=None)
+@cache
 def brightness_table(severity: int) -> np.ndarray:
     """New value uint8 (256, 256) for [largest channel, channel] of a pixel: V of HSV raised."""
     top, value = np.meshgrid(np.arange(256.0), np.arange(256.0), indexing="ij")

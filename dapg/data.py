@@ -47,8 +47,15 @@ class CorruptedStore(images.ImageStore):
     (seed, repetition, image), so that the result depends on neither workers nor batches nor processes.
     """
 
-    def __init__(self, store: images.ImageStore, repetition: int, seed: int = 0, types: tuple = corruptions.BENCH20,
-                 severity: int = 0, index: np.ndarray | None = None):
+    def __init__(
+        self,
+        store: images.ImageStore,
+        repetition: int,
+        seed: int = 0,
+        types: tuple = corruptions.BENCH20,
+        severity: int = 0,
+        index: np.ndarray | None = None,
+    ):
         shape = (store.channels, store.height, store.width)
         self.index = np.arange(len(store)) if index is None else index  # images taken, by number
         super().__init__([store.paths[i] for i in self.index], shape, store.interpolation, "off", store.device, None)

@@ -8,7 +8,7 @@ and JPEG (libjpeg's integer arithmetic) equal it to the bit, defocus and zoom bl
 the random types in distribution.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -106,10 +106,10 @@ def correlate(x: Tensor, kernels: Tensor, kind: str) -> Tensor:
     wide = padded(x, (reach, reach), kind)
     size = [good_size(side) for side in wide.shape[-2:]]
     spectrum = torch.fft.rfft2(wide, s=size) * torch.fft.rfft2(kernels, s=size).conj()[:, None]
-    return torch.fft.irfft2(spectrum, s=size)[..., :x.shape[-2], :x.shape[-1]]
+    return torch.fft.irfft2(spectrum, s=size)[..., : x.shape[-2], : x.shape[-1]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def good_size(n: int) -> int:
     """The next length of small prime factors, for which FFTs are fast."""
     while True:
@@ -122,7 +122,7 @@ def good_size(n: int) -> int:
         n += 1
 
 
-@lru_cache(maxsize=None)
+@cache
 def disks(device: torch.device) -> Tensor:
     """Kernels of defocus blur of all severities, (5, 21, 21)."""
     kernels = [np.pad(disk, (21 - len(disk)) // 2) for disk in map(cpu.disk, range(1, 6))]
@@ -139,10 +139,10 @@ def blur(x: Tensor, sigma: Tensor, reach: int, kind: str = "edge", cut: float = 
     for axis, width in zip((-2, -1), pair):
         width = torch.as_tensor(width, device=x.device, dtype=torch.float32)
         taps = torch.arange(-reach, reach + 1, device=x.device)
-        weight = torch.exp(-taps ** 2 / (2 * width ** 2)) * (taps.abs() <= torch.floor(cut * width + 0.5))
+        weight = torch.exp(-(taps**2) / (2 * width**2)) * (taps.abs() <= torch.floor(cut * width + 0.5))
         weight = weight / weight.sum(-1, keepdim=True)
         line = x.index_select(axis, mirrored(x.shape[axis], reach, kind, x.device))
-        x = sum(line.narrow(axis, i, x.shape[axis]) * weight[..., i:i + 1] for i in range(2 * reach + 1))
+        x = sum(line.narrow(axis, i, x.shape[axis]) * weight[..., i : i + 1] for i in range(2 * reach + 1))
     return x
 
 
@@ -166,7 +166,7 @@ def glass_blur(images, level, generator):
 def line_kernels(radius: Tensor, sigma: Tensor, angle: Tensor, reach: int) -> Tensor:
     """Kernels (B, 4 reach + 1, 4 reach + 1) of motion blur for radius <= reach, sigma, angle in degrees, each (B,)."""
     steps = torch.arange(2 * reach + 1, device=angle.device)[None]
-    weight = torch.exp(-steps ** 2 / (2 * sigma[:, None] ** 2)) * (steps <= 2 * radius[:, None])
+    weight = torch.exp(-(steps**2) / (2 * sigma[:, None] ** 2)) * (steps <= 2 * radius[:, None])
     weight = weight / weight.sum(1, keepdim=True)
     turn = torch.deg2rad(angle)[:, None]
     down, right = (torch.ceil(steps * f(turn) - 0.5).long() for f in (torch.sin, torch.cos))
@@ -231,7 +231,7 @@ def snow(images, level, generator):
     return to_u8(x + layer + layer.flip((-2, -1)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def textures(device: torch.device) -> Tensor:
     """The frost textures uint8 (T, 3, 512, 512) on the device."""
     return torch.from_numpy(frost_pool()).permute(0, 3, 1, 2).contiguous().to(device)
@@ -281,7 +281,7 @@ def fog(images, level, generator):
 
 
 # -------------------------------------------------------------------------------------------------------------- digital
-@lru_cache(maxsize=None)
+@cache
 def brightness_tables(device: torch.device) -> Tensor:
     """(5 * 256 * 256,) uint8, severity, largest channel, channel."""
     return torch.from_numpy(np.stack([cpu.brightness_table(s) for s in range(1, 6)])).flatten().to(device)

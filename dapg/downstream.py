@@ -25,8 +25,10 @@ class Data:
         options = {"split": args.split or run.seed % 10 + 1} if args.dataset == "regdb" else {}
         self.data = inputs.dataset(run, args.dataset, **options)
         self.split = options.get("split", 0)
-        self.parts = {"train_rgb": [s for s in self.data.train if s.modality == "rgb"],
-                      "train_ir": [s for s in self.data.train if s.modality == "ir"]}
+        self.parts = {
+            "train_rgb": [s for s in self.data.train if s.modality == "rgb"],
+            "train_ir": [s for s in self.data.train if s.modality == "ir"],
+        }
         all_labels = dict(zip((s.path for s in self.data.train), datasets.labels(self.data.train)))
         self.labels = {name: np.array([all_labels[s.path] for s in part]) for name, part in self.parts.items()}
         self.num_classes = 1 + max(int(labels.max()) for labels in self.labels.values())
@@ -131,8 +133,10 @@ def train_one_epoch(args, run, model, optimizer, grad_scaler, data: Data, epoch:
     steps = min(most // (args.batch_size // 2) + 1, args.iters or most)
     rng, generator = np.random.default_rng([args.seed, epoch + 1, run.rank]), runtime.generator(run, epoch)
     visible, infrared, chosen = cross_batches(data.labels["train_rgb"], data.labels["train_ir"], num_ids, steps, rng)
-    streams = [images.batches(data.stores[name], index, run.device, workers=args.workers)
-               for name, index in (("train_rgb", visible), ("train_ir", infrared))]
+    streams = [
+        images.batches(data.stores[name], index, run.device, workers=args.workers)
+        for name, index in (("train_rgb", visible), ("train_ir", infrared))
+    ]
     model.train()
     totals, began = {}, time.time()
     bar = tqdm(zip(*streams), total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
@@ -160,13 +164,19 @@ def features(run, network, store, modality: str) -> dict[str, torch.Tensor]:
 
 def summary(results: list[evaluation.RankMetrics], prefix: str) -> dict[str, float]:
     """Means over trials, and the deviations of rank-1 and mAP."""
-    out = {f"{prefix}{name}": float(np.mean([m.rank(k) for m in results]))
-           for name, k in (("rank1", 1), ("rank10", 10), ("rank20", 20))}
-    out |= {f"{prefix}mAP": float(np.mean([m.mAP for m in results])),
-            f"{prefix}mINP": float(np.mean([m.mINP for m in results]))}
+    out = {
+        f"{prefix}{name}": float(np.mean([m.rank(k) for m in results]))
+        for name, k in (("rank1", 1), ("rank10", 10), ("rank20", 20))
+    }
+    out |= {
+        f"{prefix}mAP": float(np.mean([m.mAP for m in results])),
+        f"{prefix}mINP": float(np.mean([m.mINP for m in results])),
+    }
     if len(results) > 1:
-        out |= {f"{prefix}std_rank1": float(np.std([m.rank(1) for m in results])),
-                f"{prefix}std_mAP": float(np.std([m.mAP for m in results]))}
+        out |= {
+            f"{prefix}std_rank1": float(np.std([m.rank(1) for m in results])),
+            f"{prefix}std_mAP": float(np.std([m.mAP for m in results])),
+        }
     return out
 
 
@@ -195,8 +205,10 @@ def evaluate_sysu(run, network, data: Data, clean: bool, chosen: Namespace | Non
     for kind in FEATURES:
         for mode, trials in draws.items():
             if clean:
-                found = [sysu.metrics(q[kind], g[kind][t], pids, columns(gallery, t)[0], camids, columns(gallery, t)[1])
-                         for t in trials]
+                found = [
+                    sysu.metrics(q[kind], g[kind][t], pids, columns(gallery, t)[0], camids, columns(gallery, t)[1])
+                    for t in trials
+                ]
                 metrics |= summary(found, f"{kind}.{mode}.")
             found = []
             for repetition, (index, feats) in enumerate(noisy):
@@ -241,14 +253,16 @@ def evaluate(run, network, data: Data, stage: str, clean: bool = True, chosen: N
     protocol = evaluate_sysu if data.data.name == "sysu" else evaluate_regdb
     metrics = protocol(run, network, data, clean, chosen)
     for name in [n for n in metrics if n.startswith("pool.")]:
-        part = name[len("pool."):]
+        part = name[len("pool.") :]
         kind = "bn" if stage == "agw" and "_c." not in part else "pool"
         metrics[part] = metrics[f"{kind}.{part}"]
     return metrics
 
 
 def show(run, metrics: dict) -> None:
-    for name in sorted(n[:-len(".rank1")] for n in metrics if n.endswith(".rank1") and n.split(".")[0] not in FEATURES):
+    for name in sorted(
+        n[: -len(".rank1")] for n in metrics if n.endswith(".rank1") and n.split(".")[0] not in FEATURES
+    ):
         m = {k: 100 * metrics[f"{name}.{k}"] for k in ("rank1", "mAP", "mINP")}
         runtime.say(run, f"{name:<10} rank-1 {m['rank1']:5.1f}   mAP {m['mAP']:5.1f}   mINP {m['mINP']:5.1f}")
 
@@ -263,10 +277,14 @@ def run_stage(args, run) -> None:
     if state is not None:
         network.load_trunk(state)
     network = network.to(run.device, memory_format=torch.channels_last)
-    runtime.say(run, f"{sum(p.numel() for p in network.parameters()):,} parameters, {data.num_classes} identities, "
-                     f"trunk from {args.weights}" + (f", split {data.split}" if data.split else ""))
-    optimizer = torch.optim.SGD(agw.parameter_groups(network, args.lr), momentum=0.9, nesterov=True,
-                                weight_decay=args.weight_decay)
+    runtime.say(
+        run,
+        f"{sum(p.numel() for p in network.parameters()):,} parameters, {data.num_classes} identities, "
+        f"trunk from {args.weights}" + (f", split {data.split}" if data.split else ""),
+    )
+    optimizer = torch.optim.SGD(
+        agw.parameter_groups(network, args.lr), momentum=0.9, nesterov=True, weight_decay=args.weight_decay
+    )
     span = args.epochs / 81  # AGW's 81 epochs, stretched to --epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: agw.schedule(int(epoch / span)))
     model, grad_scaler = processes.parallel(run, network), runtime.scaler(run)
@@ -282,12 +300,23 @@ def run_stage(args, run) -> None:
         network.load_state_dict(run.extra["best"]["state"])
     metrics = evaluate(run, network, data, args.stage, True, choose(draws=args.settings["draws"]))
     show(run, metrics)
-    protocol = {"dataset": inputs.data_name(data.data), "trials": TRIALS, "split": data.split,
-                "features": "bn (clean AGW), pool (else)",
-                "corruptions": "20 types, severity 1..5, visible images only",
-                "corruption_draws": args.settings["draws"], "re_ranking": False}
-    path = runtime.record(run, metrics, inputs.describe(data.data), protocol, epoch=args.epochs,
-                          selection="best_on_test" if best else "last")
+    protocol = {
+        "dataset": inputs.data_name(data.data),
+        "trials": TRIALS,
+        "split": data.split,
+        "features": "bn (clean AGW), pool (else)",
+        "corruptions": "20 types, severity 1..5, visible images only",
+        "corruption_draws": args.settings["draws"],
+        "re_ranking": False,
+    }
+    path = runtime.record(
+        run,
+        metrics,
+        inputs.describe(data.data),
+        protocol,
+        epoch=args.epochs,
+        selection="best_on_test" if best else "last",
+    )
     runtime.say(run, f"result in {path}")
 
 

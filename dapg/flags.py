@@ -9,16 +9,34 @@ STAGES = ("robust", "gan", "generate", "align", "agw", "cil")
 DOWNSTREAM = ("agw", "cil")
 # The rare switches of the decision table in README.md: name -> allowed values, or a number's default; first = default.
 VARIANTS = {
-    "subset_seed": 0, "crop": ("pad", "rrc"), "augmix_ops": ("off", "on"), "bn_splits": 4, "momentum": 0.999,
-    "queue": 0, "warmup": 10, "stage2_noise": 0.0, "market_split": ("train", "all"), "gan_pairs": ("identity", "self"),
-    "pairs_per_epoch": 160000, "ngf": 64, "blocks": 9, "detector": "", "nl_inter": 1,
-    "cil_clean": ("erased", "raw"), "cil_weight": 12.0, "draws": 10, "select": ("last", "best_test"),
+    "subset_seed": 0,
+    "crop": ("pad", "rrc"),
+    "augmix_ops": ("off", "on"),
+    "bn_splits": 4,
+    "momentum": 0.999,
+    "queue": 0,
+    "warmup": 10,
+    "stage2_noise": 0.0,
+    "market_split": ("train", "all"),
+    "gan_pairs": ("identity", "self"),
+    "pairs_per_epoch": 160000,
+    "ngf": 64,
+    "blocks": 9,
+    "detector": "",
+    "nl_inter": 1,
+    "cil_clean": ("erased", "raw"),
+    "cil_weight": 12.0,
+    "draws": 10,
+    "select": ("last", "best_test"),
 }
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="dapg/train.py", allow_abbrev=False,
-                            description="Train DAPG stage by stage; defaults are the paper's setting of each stage.")
+    parser = ArgumentParser(
+        prog="dapg/train.py",
+        allow_abbrev=False,
+        description="Train DAPG stage by stage; defaults are the paper's setting of each stage.",
+    )
     data = parser.add_argument_group("data")
     data.add_argument("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
     data.add_argument("--height", type=int, help="default: 256; 288 for agw and cil")
@@ -27,23 +45,52 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     data.add_argument("--split", type=int, help="RegDB's split 1..10 (default: seed + 1)")
     method = parser.add_argument_group("method")
     method.add_argument("--stage", choices=STAGES, default="robust")
-    method.add_argument("--method", choices=["dapg", "simclr", "byol", "moco"], default="dapg",
-                        help="of stage robust: ours or a baseline of Tables I-II")
-    method.add_argument("--preset", choices=["paper", "stable"], default="paper",
-                        help="paper: every printed value; stable: lr 7.5e-4, tau 0.1, severity up to 3")
+    method.add_argument(
+        "--method",
+        choices=["dapg", "simclr", "byol", "moco"],
+        default="dapg",
+        help="of stage robust: ours or a baseline of Tables I-II",
+    )
+    method.add_argument(
+        "--preset",
+        choices=["paper", "stable"],
+        default="paper",
+        help="paper: every printed value; stable: lr 7.5e-4, tau 0.1, severity up to 3",
+    )
     method.add_argument("--backbone", default="resnet50", help="torchvision ResNet; resnet18 for small machines")
-    method.add_argument("--noise-base", choices=["views", "chain"], default="views",
-                        help="noise on three own views (text) or along one image (Fig. 3)")
-    method.add_argument("--noise-exclude", nargs="+", default=[], metavar="NAME",
-                        help="noise types left out of training, for a benchmark of unseen corruptions")
+    method.add_argument(
+        "--noise-base",
+        choices=["views", "chain"],
+        default="views",
+        help="noise on three own views (text) or along one image (Fig. 3)",
+    )
+    method.add_argument(
+        "--noise-exclude",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="noise types left out of training, for a benchmark of unseen corruptions",
+    )
     method.add_argument("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
-    method.add_argument("--negatives", choices=["queue", "batch"], default="queue",
-                        help="momentum encoder and queue, or the m - 1 other images of the batch, Eq. (2)")
-    method.add_argument("--loss", choices=["eq1", "mc", "infonce"], default="eq1",
-                        help="Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)")
-    method.add_argument("--constraint", choices=["sim", "feature", "row"], default="sim",
-                        help="what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
-                             "similarities to the own keys and the negatives; paper silent")
+    method.add_argument(
+        "--negatives",
+        choices=["queue", "batch"],
+        default="queue",
+        help="momentum encoder and queue, or the m - 1 other images of the batch, Eq. (2)",
+    )
+    method.add_argument(
+        "--loss",
+        choices=["eq1", "mc", "infonce"],
+        default="eq1",
+        help="Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)",
+    )
+    method.add_argument(
+        "--constraint",
+        choices=["sim", "feature", "row"],
+        default="sim",
+        help="what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
+        "similarities to the own keys and the negatives; paper silent",
+    )
     method.add_argument("--delta", type=float, default=0.5, help="weight of Eq. (2) in Eq. (1)")
     method.add_argument("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
     method.add_argument("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
@@ -68,24 +115,57 @@ def complete(args: Namespace) -> Namespace:
     if args.negatives == "batch" and (baseline or args.stage != "robust"):
         raise ValueError("--negatives batch is of --stage robust with --method dapg; the others bring their negatives")
     down = args.stage in DOWNSTREAM
-    contrast = {"batch_size": 256, "lr": 7.5e-4 if stable else 0.0075, "weight_decay": 0.0,
-                "tau": 0.1 if stable else 0.7}
+    contrast = {
+        "batch_size": 256,
+        "lr": 7.5e-4 if stable else 0.0075,
+        "weight_decay": 0.0,
+        "tau": 0.1 if stable else 0.7,
+    }
     if baseline:
         contrast.update(lr=0.06 * (args.batch_size or 256) / 256, weight_decay=1e-4, tau=0.1)
     paper = {
         "robust": {"dataset": "luperson", "epochs": 300, "weights": "none", **contrast},
-        "align": {"dataset": "market", "epochs": 200, "weights": "row:robust/dapg", "source": "row:generate/market",
-                  **contrast},
-        "gan": {"dataset": "market", "epochs": 20, "weights": "none", "batch_size": 32, "lr": 2e-4,
-                "weight_decay": 0.0},
-        "generate": {"dataset": "market", "epochs": 1, "weights": "none", "batch_size": 64, "lr": 0.0,
-                     "source": "row:gan/market", "weight_decay": 0.0},
-        "agw": {"dataset": "sysu", "epochs": 81, "weights": "imagenet", "batch_size": 64, "lr": 0.1,
-                "weight_decay": 5e-4},
+        "align": {
+            "dataset": "market",
+            "epochs": 200,
+            "weights": "row:robust/dapg",
+            "source": "row:generate/market",
+            **contrast,
+        },
+        "gan": {
+            "dataset": "market",
+            "epochs": 20,
+            "weights": "none",
+            "batch_size": 32,
+            "lr": 2e-4,
+            "weight_decay": 0.0,
+        },
+        "generate": {
+            "dataset": "market",
+            "epochs": 1,
+            "weights": "none",
+            "batch_size": 64,
+            "lr": 0.0,
+            "source": "row:gan/market",
+            "weight_decay": 0.0,
+        },
+        "agw": {
+            "dataset": "sysu",
+            "epochs": 81,
+            "weights": "imagenet",
+            "batch_size": 64,
+            "lr": 0.1,
+            "weight_decay": 5e-4,
+        },
     }
     paper["cil"] = paper["agw"]
-    common = {"height": 288 if down else 256, "width": 144 if down else 128, "severity_max": 3 if stable else 5,
-              "tau": 0.7, "source": None}
+    common = {
+        "height": 288 if down else 256,
+        "width": 144 if down else 128,
+        "severity_max": 3 if stable else 5,
+        "tau": 0.7,
+        "source": None,
+    }
     for name, value in {**common, **paper[args.stage]}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

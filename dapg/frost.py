@@ -6,8 +6,12 @@ import cv2
 import numpy as np
 
 # Frost photographs of imagecorruptions: mean, std of their grey values, mean colour, how often the package draws them.
-FROST_LOOKS = ((129, 14, (78, 149, 166), 0.2), (203, 19, (201, 205, 215), 0.4), (154, 24, (138, 153, 165), 0.2),
-               (112, 33, (112, 123, 135), 0.2))
+FROST_LOOKS = (
+    (129, 14, (78, 149, 166), 0.2),
+    (203, 19, (201, 205, 215), 0.4),
+    (154, 24, (138, 153, 165), 0.2),
+    (112, 33, (112, 123, 135), 0.2),
+)
 FROST_SIZE = 512
 
 

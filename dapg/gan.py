@@ -48,7 +48,7 @@ class Data:
         self.pids = np.array([s.pid for s in kept])
         self.poses = np.stack([poses[Path(s.path).name] for s in kept])
         ids = np.unique(self.pids)
-        self.held = np.isin(self.pids, ids[:max(1, round(HELD_OUT * len(ids)))])
+        self.held = np.isin(self.pids, ids[: max(1, round(HELD_OUT * len(ids)))])
 
     def batch(self, index: np.ndarray, device) -> tuple[Tensor, Tensor, Tensor]:
         """source, target pose, target in [-1, 1] for pairs (B, 2)."""
@@ -132,8 +132,11 @@ def run_gan(args, run) -> None:
     metrics = {"held_out_l1": after, "before.held_out_l1": run.extra["before"], **run.extra["last"]}
     protocol = {"dataset": inputs.data_name(market), "pairs": args.settings["gan_pairs"], "held_out_ids": HELD_OUT}
     path = runtime.record(run, metrics, inputs.describe(market), protocol, epoch=args.epochs)
-    runtime.say(run, f"L1 on held-out identities {run.extra['before']:.3f} -> {after:.3f}; generator in "
-                     f"{run.log_dir / 'generator.pt'}; result in {path}")
+    runtime.say(
+        run,
+        f"L1 on held-out identities {run.extra['before']:.3f} -> {after:.3f}; generator in "
+        f"{run.log_dir / 'generator.pt'}; result in {path}",
+    )
 
 
 @torch.no_grad()
@@ -141,8 +144,10 @@ def draw_grid(run, gan, data: Data, path: Path) -> Path:
     """Rows of source, pose, target, generated image, of held-out identities."""
     index = np.flatnonzero(data.held)[pairs(data.pids[data.held], 6, np.random.default_rng(1))]
     source, drawn, target = data.batch(index, run.device)
-    columns = [pngan.to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
-               for x in (source, drawn, target, gan.generator(source, drawn))]
+    columns = [
+        pngan.to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
+        for x in (source, drawn, target, gan.generator(source, drawn))
+    ]
     return visualize.grid(path, list(zip(*columns)), column_titles=["source", "pose", "target", "generated"])
 
 
@@ -150,8 +155,11 @@ def draw_grid(run, gan, data: Data, path: Path) -> Path:
 def load_generator(args) -> tuple[pngan.Generator, np.ndarray, str, dict]:
     """Generator, canonical poses (4, 18, 3), a digest of the checkpoint, and its settings."""
     source = args.source
-    path = Path(trunk.row_file(source[4:], "generator.pt", args.logs_dir, args.synthetic)
-                if source.startswith("row:") else source)
+    path = Path(
+        trunk.row_file(source[4:], "generator.pt", args.logs_dir, args.synthetic)
+        if source.startswith("row:")
+        else source
+    )
     state = trunk.read(path)
     if not isinstance(state, dict) or not {"state_dict", "poses", "settings"} <= state.keys():
         raise ValueError(f"{path} is no generator.pt of --stage gan")
@@ -179,12 +187,12 @@ def run_generate(args, run) -> None:
     network = network.to(run.device)
     drawn = pngan.to_tanh(pose.pictures(poses, height, width).to(run.device))
     todo = [i for i, s in enumerate(samples) if not all(name.is_file() for name in outputs(folder, s.path))]
-    blocks = [todo[i:i + args.batch_size] for i in range(0, len(todo), args.batch_size)][run.rank::run.world_size]
+    blocks = [todo[i : i + args.batch_size] for i in range(0, len(todo), args.batch_size)][run.rank :: run.world_size]
     for part in tqdm(blocks, desc="generate", disable=None if run.main else True):
         source = pngan.to_tanh(store.gather(np.array(part)).to(run.device))
         for p in range(pose.POSES):
             with torch.inference_mode(), run.autocast():
-                fake = pngan.to_pixels(network(source, drawn[p:p + 1].expand_as(source)))
+                fake = pngan.to_pixels(network(source, drawn[p : p + 1].expand_as(source)))
             for i, image in zip(part, fake.permute(0, 2, 3, 1).cpu().numpy()):
                 picture = Image.fromarray(image)
                 file = outputs(folder, samples[i].path)[p]
@@ -193,8 +201,12 @@ def run_generate(args, run) -> None:
     if run.main:
         text = json.dumps({"folder": f"generated/{digest}", "images": len(samples), "poses": pose.POSES})
         checkpoints.replace(run.log_dir / "generated.json", lambda file: file.write(text.encode()))
-    path = runtime.record(run, {"files": len(samples) * pose.POSES}, inputs.describe(market),
-                          {"dataset": inputs.data_name(market), "generator": digest})
+    path = runtime.record(
+        run,
+        {"files": len(samples) * pose.POSES},
+        inputs.describe(market),
+        {"dataset": inputs.data_name(market), "generator": digest},
+    )
     runtime.say(run, f"{len(samples)} images in {pose.POSES} poses in {folder}; result in {path}")
 
 
@@ -219,6 +231,8 @@ def generated_files(args, paths: list[str]) -> list[str]:
     files = [outputs(folder, path) for path in paths]
     missing = [four for four in files if not all(file.is_file() for file in four)]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} of {len(paths)} images have no four generated poses, first "
-                         f"{missing[0][0].name}; run --stage generate again")
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(paths)} images have no four generated poses, first "
+            f"{missing[0][0].name}; run --stage generate again"
+        )
     return [str(file) for four in files for file in four]

@@ -4,20 +4,96 @@ Colour conversion, 4:2:0 subsampling, the accurate integer DCT, quantisation and
 (-turbo) step by step; the entropy coder in between loses nothing and is left out. Equal to Pillow to the bit.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LUMA = (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
-        51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121,
-        120, 101, 72, 92, 95, 98, 112, 100, 103, 99)
-CHROMA = (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99,
-          47, 66) + (99,) * 38
+LUMA = (
+    16,
+    11,
+    10,
+    16,
+    24,
+    40,
+    51,
+    61,
+    12,
+    12,
+    14,
+    19,
+    26,
+    58,
+    60,
+    55,
+    14,
+    13,
+    16,
+    24,
+    40,
+    57,
+    69,
+    56,
+    14,
+    17,
+    22,
+    29,
+    51,
+    87,
+    80,
+    62,
+    18,
+    22,
+    37,
+    56,
+    68,
+    109,
+    103,
+    77,
+    24,
+    35,
+    55,
+    64,
+    81,
+    104,
+    113,
+    92,
+    49,
+    64,
+    78,
+    87,
+    103,
+    121,
+    120,
+    101,
+    72,
+    92,
+    95,
+    98,
+    112,
+    100,
+    103,
+    99,
+)
+CHROMA = (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66) + (
+    99,
+) * 38
 BITS, PASS1 = 13, 2  # fraction bits of the DCT's constants and of its intermediate values
-C = {"0.298": 2446, "0.390": 3196, "0.541": 4433, "0.765": 6270, "0.899": 7373, "1.175": 9633, "1.501": 12299,
-     "1.847": 15137, "1.961": 16069, "2.053": 16819, "2.562": 20995, "3.072": 25172}
+C = {
+    "0.298": 2446,
+    "0.390": 3196,
+    "0.541": 4433,
+    "0.765": 6270,
+    "0.899": 7373,
+    "1.175": 9633,
+    "1.501": 12299,
+    "1.847": 15137,
+    "1.961": 16069,
+    "2.053": 16819,
+    "2.562": 20995,
+    "3.072": 25172,
+}
 
 
 def jpeg_round_trip(images: Tensor, quality: Tensor) -> Tensor:
@@ -32,7 +108,7 @@ def jpeg_round_trip(images: Tensor, quality: Tensor) -> Tensor:
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality).to(torch.int32).view(-1, 1, 1)
     luma = plane(luma, table(LUMA, scale))[:, :height, :width]
     half = (height + 1) // 2, (width + 1) // 2
-    small = (plane(shrink(c), table(CHROMA, scale))[:, :half[0], :half[1]] for c in (cb, cr))
+    small = (plane(shrink(c), table(CHROMA, scale))[:, : half[0], : half[1]] for c in (cb, cr))
     cb, cr = (enlarge(c)[:, :height, :width] - 128 for c in small)
     red = luma + ((91881 * cr + 32768) >> 16)
     green = luma + ((-22554 * cb - 46802 * cr + 32768) >> 16)
@@ -40,7 +116,7 @@ def jpeg_round_trip(images: Tensor, quality: Tensor) -> Tensor:
     return torch.stack([red, green, blue], 1).clamp(0, 255).to(torch.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def base(values: tuple, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device=device).view(1, 8, 8)
 

@@ -57,8 +57,9 @@ class Contrast(nn.Module):
     passes. Paper silent: the encoders and the negatives; q, k+, k- and x_q are MoCo's names.
     """
 
-    def __init__(self, backbone: str = "resnet50", size: int = 65536, dim: int = 128, momentum: float = 0.999,
-                 bn_splits: int = 4):
+    def __init__(
+        self, backbone: str = "resnet50", size: int = 65536, dim: int = 128, momentum: float = 0.999, bn_splits: int = 4
+    ):
         super().__init__()
         self.encoder_q = Encoder(backbone, dim)
         self.encoder_k = copy.deepcopy(self.encoder_q)

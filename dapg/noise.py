@@ -14,8 +14,17 @@ from torch import Tensor
 from common import transforms
 from dapg import corruptions, device_corruptions
 
-OPERATIONS = ("autocontrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y", "translate_x",
-              "translate_y")
+OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "posterize",
+    "rotate",
+    "solarize",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
 
 
 class Draw(NamedTuple):
@@ -56,12 +65,14 @@ def draw_noise(batch: int, rng: np.random.Generator, severity_max: int = 5, type
     types = np.arange(len(corruptions.TRAIN15)) if types is None else types
     chosen = types[rng.random((batch, len(types))).argsort(1)[:, :3]]
     severities = rng.integers(1, severity_max + 1, (batch, 3))
-    return Draw(chosen, severities, rng.dirichlet((1, 1, 1), batch).astype(np.float32),
-                rng.beta(1, 1, batch).astype(np.float32))
+    return Draw(
+        chosen, severities, rng.dirichlet((1, 1, 1), batch).astype(np.float32), rng.beta(1, 1, batch).astype(np.float32)
+    )
 
 
-def noise_group(views: tuple[Tensor, Tensor, Tensor], draw: Draw, generator: torch.Generator,
-                augmix_ops: bool = False) -> Group:
+def noise_group(
+    views: tuple[Tensor, Tensor, Tensor], draw: Draw, generator: torch.Generator, augmix_ops: bool = False
+) -> Group:
     """The group of views a, b, c, uint8 (B, 3, H, W) each, three different augmentations of the same images ("views").
 
     The second noise lies on top of the first, the third on top of the first two: same types and severities, fresh
@@ -91,8 +102,10 @@ def noise_chain(images: Tensor, draw: Draw, generator: torch.Generator, augmix_o
 
 def mixed(clean: Tensor, chains, draw: Draw, generator: torch.Generator, augmix_ops: bool) -> Tensor:
     """AugMix's skip connection: m clean + (1 - m) sum_i w_i chain_i on [0, 1] floats, rounded to uint8."""
-    weights, m = (torch.from_numpy(np.ascontiguousarray(values)).to(clean.device, non_blocking=True)
-                  for values in (draw.weights.T, draw.mix))
+    weights, m = (
+        torch.from_numpy(np.ascontiguousarray(values)).to(clean.device, non_blocking=True)
+        for values in (draw.weights.T, draw.mix)
+    )
     if augmix_ops:
         chains = [augmix_chain(chain, generator) for chain in chains]
     total = sum(w.view(-1, 1, 1, 1) * chain.float() for w, chain in zip(weights, chains))
@@ -138,8 +151,13 @@ def operate(images: Tensor, kind: Tensor, level: Tensor, sign: Tensor) -> Tensor
     bits = 4 - torch.floor(4 * level)
     step = 2 ** (8 - bits)
     x = images.float()
-    results = (autocontrast(x), equalize(images).float(), torch.floor(x / step) * step, None,
-               torch.where(x >= 256 - torch.floor(256 * level), 255 - x, x))
+    results = (
+        autocontrast(x),
+        equalize(images).float(),
+        torch.floor(x / step) * step,
+        None,
+        torch.where(x >= 256 - torch.floor(256 * level), 255 - x, x),
+    )
     out = x
     for number, result in enumerate(results):
         if result is not None:
@@ -171,10 +189,14 @@ def warp(x: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     angle = torch.where(kind == 3, torch.deg2rad(30 * amount), 0.0)
     shear = [torch.where(kind == number, 0.3 * amount, 0.0) for number in (5, 6)]
-    move = [torch.where(kind == number, torch.trunc(amount * side / 3), 0.0)
-            for number, side in ((7, width), (8, height))]
-    rows, columns = torch.meshgrid(torch.arange(height, device=x.device) - (height - 1) / 2,
-                                   torch.arange(width, device=x.device) - (width - 1) / 2, indexing="ij")
+    move = [
+        torch.where(kind == number, torch.trunc(amount * side / 3), 0.0) for number, side in ((7, width), (8, height))
+    ]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=x.device) - (height - 1) / 2,
+        torch.arange(width, device=x.device) - (width - 1) / 2,
+        indexing="ij",
+    )
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     across = cos * columns + (shear[0].view(-1, 1, 1) - sin) * rows + move[0].view(-1, 1, 1)
     down = (shear[1].view(-1, 1, 1) + sin) * columns + cos * rows + move[1].view(-1, 1, 1)

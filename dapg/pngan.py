@@ -25,8 +25,9 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(*block(channels, channels, 3), nn.Conv2d(channels, channels, 3, 1, 1),
-                                  nn.InstanceNorm2d(channels))
+        self.body = nn.Sequential(
+            *block(channels, channels, 3), nn.Conv2d(channels, channels, 3, 1, 1), nn.InstanceNorm2d(channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x))
@@ -41,8 +42,11 @@ class Generator(nn.Module):
         layers = [nn.ReflectionPad2d(3), *block(6, w, 7, pad=0), *block(w, 2 * w, 3, 2), *block(2 * w, 4 * w, 3, 2)]
         layers += [Residual(4 * w) for _ in range(blocks)]
         for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1), nn.InstanceNorm2d(outputs),
-                       nn.ReLU(inplace=True)]
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1),
+                nn.InstanceNorm2d(outputs),
+                nn.ReLU(inplace=True),
+            ]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(w, 3, 7, bias=False), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
@@ -57,11 +61,19 @@ class Discriminator(nn.Module):
         super().__init__()
         w, leaky = width, lambda: nn.LeakyReLU(0.2, inplace=True)
         self.layers = nn.Sequential(
-            nn.Conv2d(3, w, 4, 2, 1, bias=False), leaky(),
-            nn.Conv2d(w, 2 * w, 4, 2, 1), nn.InstanceNorm2d(2 * w), leaky(),
-            nn.Conv2d(2 * w, 4 * w, 4, 2, 1), nn.InstanceNorm2d(4 * w), leaky(),
-            nn.Conv2d(4 * w, 8 * w, 4, 1, 0), nn.InstanceNorm2d(8 * w), leaky(),
-            nn.Conv2d(8 * w, 1, 4, 1, 0, bias=False))
+            nn.Conv2d(3, w, 4, 2, 1, bias=False),
+            leaky(),
+            nn.Conv2d(w, 2 * w, 4, 2, 1),
+            nn.InstanceNorm2d(2 * w),
+            leaky(),
+            nn.Conv2d(2 * w, 4 * w, 4, 2, 1),
+            nn.InstanceNorm2d(4 * w),
+            leaky(),
+            nn.Conv2d(4 * w, 8 * w, 4, 1, 0),
+            nn.InstanceNorm2d(8 * w),
+            leaky(),
+            nn.Conv2d(8 * w, 1, 4, 1, 0, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -95,8 +107,10 @@ class Optimizers:
     """The two Adams of a GAN behind the one interface of a checkpoint."""
 
     def __init__(self, gan: PNGAN, lr: float):
-        self.parts = [torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999))
-                      for part in (gan.generator, gan.discriminator)]
+        self.parts = [
+            torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999))
+            for part in (gan.generator, gan.discriminator)
+        ]
 
     def state_dict(self) -> dict:
         return {"generator": self.parts[0].state_dict(), "discriminator": self.parts[1].state_dict()}

@@ -16,14 +16,64 @@ from tqdm import tqdm
 from common import checkpoints
 from common.synthetic import layouts, render
 
-LIMBS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
-         (0, 14), (14, 16), (0, 15), (15, 17))
-COCO = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-        "right_ankle")
-OPENPOSE = ("nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
-            "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
-            "right_ear", "left_ear")
+LIMBS = (
+    (1, 2),
+    (1, 5),
+    (2, 3),
+    (3, 4),
+    (5, 6),
+    (6, 7),
+    (1, 8),
+    (8, 9),
+    (9, 10),
+    (1, 11),
+    (11, 12),
+    (12, 13),
+    (1, 0),
+    (0, 14),
+    (14, 16),
+    (0, 15),
+    (15, 17),
+)
+COCO = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+OPENPOSE = (
+    "nose",
+    "neck",
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_eye",
+    "left_eye",
+    "right_ear",
+    "left_ear",
+)
 BODY25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)  # without mid-hip (8) and feet (19-24)
 FACE = (0, 14, 15, 16, 17)
 ENOUGH = 8  # joints without which an image is dropped
@@ -128,8 +178,9 @@ def openpose_folder(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
                 if pose is not None:
                     poses[path.name] = pose
     if not poses:
-        raise ValueError(f"{folder} holds no OpenPose file of any image, expected names such as "
-                         f"{Path(paths[0]).stem}_keypoints.json")
+        raise ValueError(
+            f"{folder} holds no OpenPose file of any image, expected names such as {Path(paths[0]).stem}_keypoints.json"
+        )
     return poses
 
 
@@ -168,15 +219,18 @@ def detector(weights: str):
     if weights == "download":
         state = choice.get_state_dict(progress=False, check_hash=True)
     elif not weights:
-        raise FileNotFoundError("poses: the data set has no poses.json and no poses/ folder, so they must be detected: "
-                                f"give --variant detector=PATH of {choice.url}, or detector=download")
+        raise FileNotFoundError(
+            "poses: the data set has no poses.json and no poses/ folder, so they must be detected: "
+            f"give --variant detector=PATH of {choice.url}, or detector=download"
+        )
     else:
         state = checkpoints.load(weights, "--variant detector", f"get {choice.url}")
     try:
         model.load_state_dict(state)  # not checkpoints.fit: torchvision renames the tensors of its older files here
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: "
-                         f"{str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
+        ) from error
     return model
 
 
@@ -192,12 +246,50 @@ def best_person(found: dict, threshold: float) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- canonical poses
 def builtin() -> np.ndarray:
     """Front, back, right and left profile (4, 18, 3): the fallback where too few complete poses exist."""
-    front = np.array([(.50, .12), (.50, .20), (.38, .21), (.33, .34), (.31, .46), (.62, .21), (.67, .34), (.69, .46),
-                      (.42, .49), (.42, .69), (.42, .89), (.58, .49), (.58, .69), (.58, .89), (.47, .105), (.53, .105),
-                      (.43, .115), (.57, .115)])
-    right = np.array([(.58, .12), (.48, .20), (.49, .21), (.45, .34), (.52, .45), (.47, .21), (.53, .33), (.60, .43),
-                      (.50, .49), (.58, .68), (.55, .88), (.49, .49), (.44, .69), (.33, .85), (.56, .10), (0, 0),
-                      (.49, .11), (0, 0)])
+    front = np.array(
+        [
+            (0.50, 0.12),
+            (0.50, 0.20),
+            (0.38, 0.21),
+            (0.33, 0.34),
+            (0.31, 0.46),
+            (0.62, 0.21),
+            (0.67, 0.34),
+            (0.69, 0.46),
+            (0.42, 0.49),
+            (0.42, 0.69),
+            (0.42, 0.89),
+            (0.58, 0.49),
+            (0.58, 0.69),
+            (0.58, 0.89),
+            (0.47, 0.105),
+            (0.53, 0.105),
+            (0.43, 0.115),
+            (0.57, 0.115),
+        ]
+    )
+    right = np.array(
+        [
+            (0.58, 0.12),
+            (0.48, 0.20),
+            (0.49, 0.21),
+            (0.45, 0.34),
+            (0.52, 0.45),
+            (0.47, 0.21),
+            (0.53, 0.33),
+            (0.60, 0.43),
+            (0.50, 0.49),
+            (0.58, 0.68),
+            (0.55, 0.88),
+            (0.49, 0.49),
+            (0.44, 0.69),
+            (0.33, 0.85),
+            (0.56, 0.10),
+            (0, 0),
+            (0.49, 0.11),
+            (0, 0),
+        ]
+    )
     front, right = (np.column_stack([points, (points.sum(1) > 0)]) for points in (front, right))
     back = front.copy()
     back[:, 0] = 1 - back[:, 0]

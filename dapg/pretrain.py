@@ -170,9 +170,12 @@ class Monitor:
         self.low = self.low + 1 if value < COLLAPSED and step >= self.quiet else 0
         if self.low >= WINDOW and not self.warned:
             self.warned = True
-            runtime.say(self.run, f"warning: the features have collapsed: their spread is {value:.3f} (1 is isotropic) "
-                                  f"and was below {COLLAPSED} for {WINDOW} steps, at step {step}; lower --lr or use "
-                                  "--preset stable")
+            runtime.say(
+                self.run,
+                f"warning: the features have collapsed: their spread is {value:.3f} (1 is isotropic) "
+                f"and was below {COLLAPSED} for {WINDOW} steps, at step {step}; lower --lr or use "
+                "--preset stable",
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -184,8 +187,12 @@ def build(args, run, count: int):
         model = BYOL(args.backbone)
     else:
         size = queue_size(count, args.settings["queue"] or None)
-        model = Contrast(args.backbone, size if args.stage == "robust" else min(size, 4096),
-                         momentum=args.settings["momentum"], bn_splits=args.settings["bn_splits"])
+        model = Contrast(
+            args.backbone,
+            size if args.stage == "robust" else min(size, 4096),
+            momentum=args.settings["momentum"],
+            bn_splits=args.settings["bn_splits"],
+        )
         if args.negatives == "batch":
             model.encoder_k.requires_grad_(False)
     state = trunk.load(args.weights, args.backbone, args.logs_dir, args.synthetic)
@@ -200,7 +207,8 @@ def build(args, run, count: int):
     steps = steps_per_epoch(args, count)
     warmup = min(args.settings["warmup"], args.epochs / 2)
     rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: trunk.cosine((step + 1) / steps, args.epochs, warmup))
+        optimizer, lambda step: trunk.cosine((step + 1) / steps, args.epochs, warmup)
+    )
     return processes.parallel(run, model), optimizer, rate
 
 
@@ -216,7 +224,7 @@ def epoch_batches(args, run, count: int, epoch: int) -> np.ndarray:
         near = args.batch_size // run.world_size * run.world_size
         raise ValueError(f"--batch-size {args.batch_size} does not split over {run.world_size} processes; use {near}")
     steps = steps_per_epoch(args, count)
-    order = np.random.default_rng([args.seed, epoch]).permutation(count)[:steps * args.batch_size]
+    order = np.random.default_rng([args.seed, epoch]).permutation(count)[: steps * args.batch_size]
     return order.reshape(steps, run.world_size, -1)[:, run.rank]
 
 
@@ -238,8 +246,12 @@ def train_one_epoch(run, args, step: Step, optimizer, scheduler, grad_scaler, st
     agree(run, runtime.bare(model))
     means = {name: float(value) / len(batches) for name, value in totals.items()}
     rate = len(batches) * args.batch_size / (time.time() - began)
-    runtime.say(run, f"epoch {step.epoch + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
-                + f"; {rate:.1f} images/s (noise groups and step)")
+    runtime.say(
+        run,
+        f"epoch {step.epoch + 1}: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
+        + f"; {rate:.1f} images/s (noise groups and step)",
+    )
     return means
 
 
@@ -294,8 +306,16 @@ def run_stage(args, run) -> None:
 
         files = generated_files(args, [s.path for s in samples])
         with processes.rank_zero_first(run):
-            generated = images.open_images(files, args.height, args.width, cache=args.cache, cache_dir=args.cache_dir,
-                                           device=run.device, workers=args.workers, name="generated poses")
+            generated = images.open_images(
+                files,
+                args.height,
+                args.width,
+                cache=args.cache,
+                cache_dir=args.cache_dir,
+                device=run.device,
+                workers=args.workers,
+                name="generated poses",
+            )
     model, optimizer, scheduler = build(args, run, len(samples))
     grad_scaler, steps = runtime.scaler(run), steps_per_epoch(args, len(samples))
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
@@ -304,8 +324,11 @@ def run_stage(args, run) -> None:
     if isinstance(runtime.bare(model), Contrast):
         positives = 3 if args.stage == "robust" and args.method == "dapg" and args.loss != "infonce" else 1
         negatives = len(runtime.bare(model).queue) if args.negatives == "queue" else 3 * (args.batch_size - 1)
-        runtime.say(run, f"{negatives} negatives ({args.negatives}); L_MC of equal similarities is "
-                         f"{math.log((positives + negatives) / positives):.3f}")
+        runtime.say(
+            run,
+            f"{negatives} negatives ({args.negatives}); L_MC of equal similarities is "
+            f"{math.log((positives + negatives) / positives):.3f}",
+        )
     monitor = Monitor(run, round(args.settings["warmup"] * steps))
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
@@ -315,12 +338,27 @@ def run_stage(args, run) -> None:
         runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
     after = instance_metrics(args, run, model, store)
     if run.main:
-        meta = {"stage": args.stage, "method": args.method, "row": args.row, "backbone": args.backbone,
-                "data": inputs.data_name(data), "images": len(samples), "epochs": args.epochs}
+        meta = {
+            "stage": args.stage,
+            "method": args.method,
+            "row": args.row,
+            "backbone": args.backbone,
+            "data": inputs.data_name(data),
+            "images": len(samples),
+            "epochs": args.epochs,
+        }
         trunk.export(run.log_dir / "trunk.pt", runtime.bare(model).trunk, meta)
     metrics = {**after, **{f"before.{k}": v for k, v in run.extra["before"].items()}, **run.extra["last"]}
-    protocol = {"dataset": inputs.data_name(data), "queries": "one corruption an image", "gallery": "the clean images",
-                "images": min(INSTANCES, len(samples)), "labels": "none"}
+    protocol = {
+        "dataset": inputs.data_name(data),
+        "queries": "one corruption an image",
+        "gallery": "the clean images",
+        "images": min(INSTANCES, len(samples)),
+        "labels": "none",
+    }
     path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=args.epochs)
-    runtime.say(run, f"instance rank-1 {100 * run.extra['before']['instance.rank1']:.1f} -> "
-                     f"{100 * after['instance.rank1']:.1f}; trunk in {run.log_dir / 'trunk.pt'}; result in {path}")
+    runtime.say(
+        run,
+        f"instance rank-1 {100 * run.extra['before']['instance.rank1']:.1f} -> "
+        f"{100 * after['instance.rank1']:.1f}; trunk in {run.log_dir / 'trunk.pt'}; result in {path}",
+    )

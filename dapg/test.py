@@ -1,13 +1,13 @@
 """Evaluate a fine-tuned network, clean and corrupted, and draw the paper's figures.
 
-    python dapg/test.py --checkpoint logs/dapg/sysu/agw/ours/sysu/seed0                  # both protocols, clean and -C
-    python dapg/test.py --checkpoint CHECKPOINT --corruption fog --severity 3            # one type, one severity
-    python dapg/test.py --checkpoint CHECKPOINT --noise-exclude fog snow                 # -C without these types
-    python dapg/test.py --figure 1                                                       # clean and -C bars of results
-    python dapg/test.py --figure 1 --synthetic small                                     # of the small chain's results
-    python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
-    python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
-    python dapg/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR         # your own images
+python dapg/test.py --checkpoint logs/dapg/sysu/agw/ours/sysu/seed0                  # both protocols, clean and -C
+python dapg/test.py --checkpoint CHECKPOINT --corruption fog --severity 3            # one type, one severity
+python dapg/test.py --checkpoint CHECKPOINT --noise-exclude fog snow                 # -C without these types
+python dapg/test.py --figure 1                                                       # clean and -C bars of results
+python dapg/test.py --figure 1 --synthetic small                                     # of the small chain's results
+python dapg/test.py --figure 3 --dataset luperson --synthetic small                  # noise groups of six images
+python dapg/test.py --figure 4 --source row:generate/market --dataset market         # sources in the four poses
+python dapg/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR         # your own images
 """
 
 import sys
@@ -46,9 +46,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--logs-dir", default=str(runtime.ROOT / "logs"))
     runtime.add_test_flags(parser)
     for part, default in (("query", "infrared"), ("gallery", "visible")):
-        parser.add_argument(f"--{part}-modality", choices=list(MODALITIES), default=default,
-                            help=f"your own images: which stream describes --{part}" +
-                            ("; --export writes this one" if part == "gallery" else ""))
+        parser.add_argument(
+            f"--{part}-modality",
+            choices=list(MODALITIES),
+            default=default,
+            help=f"your own images: which stream describes --{part}"
+            + ("; --export writes this one" if part == "gallery" else ""),
+        )
     own_images.add_flags(parser)
     args = parser.parse_args(argv)
     own_images.check(parser, args)
@@ -81,8 +85,14 @@ def run_own_images(args) -> None:
         extractor = agw.Extractor(network, MODALITIES[modality])
         return own_images.Descriptor(extractor, after=lambda both: both.chunk(2, 1)[half])
 
-    own_images.run(args, stream(args.query_modality), (trained.height, trained.width), Path(args.out),
-                   interpolation="lanczos", gallery_descriptor=stream(args.gallery_modality))
+    own_images.run(
+        args,
+        stream(args.query_modality),
+        (trained.height, trained.width),
+        Path(args.out),
+        interpolation="lanczos",
+        gallery_descriptor=stream(args.gallery_modality),
+    )
 
 
 def export_features(path: str, run, network, data: downstream.Data, stage: str) -> None:
@@ -99,8 +109,16 @@ def evaluate(args) -> None:
     given = {k: getattr(args, k) for k in ("dataset", "data_dir", "synthetic") if getattr(args, k) is not None}
     given |= {"synthetic": None} if args.real else {}
     here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
-    merged = Namespace(**{**vars(trained), "results_dir": ".", **given, **here, "compile": False,
-                          "split": args.split or getattr(trained, "split", None)})
+    merged = Namespace(
+        **{
+            **vars(trained),
+            "results_dir": ".",
+            **given,
+            **here,
+            "compile": False,
+            "split": args.split or getattr(trained, "split", None),
+        }
+    )
     run = runtime.start(merged, "dapg")
     data = downstream.Data(merged, run).open(merged, run)
     if args.export_features and run.main:
@@ -109,8 +127,11 @@ def evaluate(args) -> None:
     single = args.corruption is not None or args.severity is not None
     chosen = downstream.choose(types, args.severity or 0, args.draws)
     metrics = downstream.evaluate(run, network.to(run.device), data, merged.stage, clean=not single, chosen=chosen)
-    runtime.say(run, f"{file.name} on {inputs.data_name(data.data)}; -C with {', '.join(types)}, severity "
-                     f"{args.severity or '1..5'}, {args.draws} draws")
+    runtime.say(
+        run,
+        f"{file.name} on {inputs.data_name(data.data)}; -C with {', '.join(types)}, severity "
+        f"{args.severity or '1..5'}, {args.draws} draws",
+    )
     downstream.show(run, metrics)
 
 
@@ -145,8 +166,11 @@ def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes, width = figure.subplots(), 0.8 / len(bars)
     for i, (label, values) in enumerate(bars.items()):
-        axes.bar_label(axes.bar(np.arange(len(names)) + width * (i - (len(bars) - 1) / 2), values, width, label=label),
-                       fmt="%.1f", fontsize=7)
+        axes.bar_label(
+            axes.bar(np.arange(len(names)) + width * (i - (len(bars) - 1) / 2), values, width, label=label),
+            fmt="%.1f",
+            fontsize=7,
+        )
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_ylabel(title)
     axes.legend()
@@ -177,15 +201,22 @@ def figure4(args, out: Path) -> Path:
     _, samples = opened(args, "market")
     chosen = [s.path for s in samples[:: max(1, len(samples) // 5)][:5]]
     files = gan.generated_files(args, chosen)
-    rows = [[path, *files[pose.POSES * i:pose.POSES * (i + 1)]] for i, path in enumerate(chosen)]
+    rows = [[path, *files[pose.POSES * i : pose.POSES * (i + 1)]] for i, path in enumerate(chosen)]
     titles = ["source", *(f"pose {i + 1}" for i in range(pose.POSES))]
     return visualize.grid(out / "figure4.jpg", rows, column_titles=titles)
 
 
 def opened(args, dataset: str):
     """A run without a log, and the training samples of the figure's data set."""
-    defaults = {"dataset": dataset, "data_dir": "data", "row": "figure", "seed": 0, "results_dir": ".",
-                "compile": False, "deterministic": False}
+    defaults = {
+        "dataset": dataset,
+        "data_dir": "data",
+        "row": "figure",
+        "seed": 0,
+        "results_dir": ".",
+        "compile": False,
+        "deterministic": False,
+    }
     args = Namespace(**{**defaults, **{k: v for k, v in vars(args).items() if v is not None}})
     args = Namespace(**{"synthetic": None, "cache_dir": None, **vars(args)})
     run = runtime.start(args, "dapg")

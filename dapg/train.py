@@ -21,8 +21,14 @@ from common import runtime
 from dapg import downstream, gan, pretrain
 from dapg.flags import parse_args, variants
 
-STAGES = {"robust": pretrain.run_stage, "gan": gan.run_gan, "generate": gan.run_generate, "align": pretrain.run_stage,
-          "agw": downstream.run_stage, "cil": downstream.run_stage}
+STAGES = {
+    "robust": pretrain.run_stage,
+    "gan": gan.run_gan,
+    "generate": gan.run_generate,
+    "align": pretrain.run_stage,
+    "agw": downstream.run_stage,
+    "cil": downstream.run_stage,
+}
 
 
 def main(args):

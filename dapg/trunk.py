@@ -43,14 +43,17 @@ def find_trunk(state: dict, trunk: nn.Module, source: Path | str) -> dict[str, T
         state = inner[0]
     state = checkpoints.strip_prefixes({k: v for k, v in state.items() if isinstance(v, Tensor)})
     first = "conv1.weight"
-    stems = [k[:-len(first)] for k, v in state.items() if k.endswith(first) and v.shape == (64, 3, 7, 7)]
+    stems = [k[: -len(first)] for k, v in state.items() if k.endswith(first) and v.shape == (64, 3, 7, 7)]
     if not stems:
         raise ValueError(f"{source} holds no ResNet trunk: no tensor *conv1.weight of shape (64, 3, 7, 7)")
     prefix = min(stems, key=precedence)
     own, wanted = trunk.state_dict(), needed(trunk)
     missing = [key for key in wanted if prefix + key not in state]
-    wrong = [f"{key} {tuple(state[prefix + key].shape)} instead of {tuple(own[key].shape)}"
-             for key in wanted if prefix + key in state and state[prefix + key].shape != own[key].shape]
+    wrong = [
+        f"{key} {tuple(state[prefix + key].shape)} instead of {tuple(own[key].shape)}"
+        for key in wanted
+        if prefix + key in state and state[prefix + key].shape != own[key].shape
+    ]
     if missing or wrong:
         parts = [f"{len(missing)} of {len(wanted)} tensors missing: {', '.join(missing)}"] if missing else []
         parts += [f"of another shape: {', '.join(wrong)}"] if wrong else []
@@ -84,8 +87,10 @@ def load(weights: str, backbone: str, logs_dir: str, synthetic: str | None) -> d
         try:
             return find_trunk(choice.get_state_dict(progress=False, check_hash=True), trunk, choice.url)
         except OSError as error:
-            raise OSError(f"ImageNet weights could not be downloaded from {choice.url} ({error}); download the file "
-                          "elsewhere and pass --weights PATH, or start from --weights none") from error
+            raise OSError(
+                f"ImageNet weights could not be downloaded from {choice.url} ({error}); download the file "
+                "elsewhere and pass --weights PATH, or start from --weights none"
+            ) from error
     path = row_file(weights[4:], "trunk.pt", logs_dir, synthetic) if weights.startswith("row:") else weights
     return find_trunk(read(path), trunk, path)
 
@@ -96,12 +101,16 @@ def row_file(row: str, name: str, logs_dir: str, synthetic: str | None, seed: in
     Raises: FileNotFoundError naming the row to run first; ValueError if two data sets have one.
     """
     ending = f"-synthetic-{synthetic}" if synthetic else ""
-    found = [path for path in sorted(Path(logs_dir).glob(f"dapg/*/{row}/seed{seed}/{name}"))
-             if path.relative_to(logs_dir).parts[1].partition("-synthetic-")[2] == ending.rpartition("-")[2]]
+    found = [
+        path
+        for path in sorted(Path(logs_dir).glob(f"dapg/*/{row}/seed{seed}/{name}"))
+        if path.relative_to(logs_dir).parts[1].partition("-synthetic-")[2] == ending.rpartition("-")[2]
+    ]
     if not found:
         size = f" --synthetic {synthetic}" if synthetic else ""
-        raise FileNotFoundError(f"row {row} has left no {name} under {logs_dir}/dapg; run it first: "
-                                f"python dapg/train.py --row {row}{size}")
+        raise FileNotFoundError(
+            f"row {row} has left no {name} under {logs_dir}/dapg; run it first: python dapg/train.py --row {row}{size}"
+        )
     if len(found) > 1:
         raise ValueError(f"row {row} has several {name}: {', '.join(map(str, found))}; give one as a path")
     return found[0]

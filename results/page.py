@@ -19,15 +19,7 @@ from PIL import Image
 
 from common.visualize import Curve
 from results import curves, schema, svg
-from results.printing import (
-    DASH,
-    difference_text,
-    flag_notes,
-    link,
-    notes_of,
-    number_text,
-    numbered,
-)
+from results.printing import DASH, difference_text, flag_notes, link, notes_of, number_text, numbered
 from results.schema import Result
 from results.tables import Cell, Column, Line, Project, Table
 
@@ -126,7 +118,9 @@ def _table(root: Path, table: Table, commands: dict[Path, str]) -> str:
     listed = "".join(f"<li>{note}</li>" for note in notes)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.heading)}"><table>\n'
-        f"{_head(table)}\n" + "\n".join(lines) + "\n</table></div>"
+        f"{_head(table)}\n"
+        + "\n".join(lines)
+        + "\n</table></div>"
         + (f'\n<ul class="notes">{listed}</ul>' if notes else "")
         + _sweeps(table)
         + _commands(root, table, commands)

@@ -23,8 +23,11 @@ def people(count, seed=0):
 def write_sysu(root: Path, train=8, val=2, test=4, images=3) -> Path:
     base, stripes, rng = root / "SYSU-MM01", people(train + val + test), np.random.default_rng(1)
     (base / "exp").mkdir(parents=True)
-    groups = {"train_id": range(1, train + 1), "val_id": range(train + 1, train + val + 1),
-              "test_id": range(train + val + 1, train + val + test + 1)}
+    groups = {
+        "train_id": range(1, train + 1),
+        "val_id": range(train + 1, train + val + 1),
+        "test_id": range(train + val + 1, train + val + test + 1),
+    }
     for name, ids in groups.items():
         (base / "exp" / f"{name}.txt").write_text(",".join(map(str, ids)) + "\n")
     for pid in range(1, train + val + test + 1):
@@ -46,10 +49,11 @@ def write_regdb(root: Path, people_count=12, images=3) -> Path:
                 picture(rng, stripes[pid], word == "Thermal").save(base / word / str(pid) / f"{i}.bmp")
     for split in range(1, 11):
         order = np.random.default_rng(split).permutation(people_count) + 1
-        for part, ids in (("train", order[:people_count // 2]), ("test", order[people_count // 2:])):
+        for part, ids in (("train", order[: people_count // 2]), ("test", order[people_count // 2 :])):
             for word in ("Visible", "Thermal"):
-                lines = [f"{word}/{pid}/{i}.bmp {label}\n"
-                         for label, pid in enumerate(sorted(ids)) for i in range(images)]
+                lines = [
+                    f"{word}/{pid}/{i}.bmp {label}\n" for label, pid in enumerate(sorted(ids)) for i in range(images)
+                ]
                 (base / "idx" / f"{part}_{word.lower()}_{split}.txt").write_text("".join(lines))
     return root
 

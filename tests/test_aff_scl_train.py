@@ -121,8 +121,10 @@ def test_clusters_that_cannot_be_contrasted_are_an_error_with_the_remedy():
 
 
 BAD_FLAGS = {
-    "unknown row": (["--row", "table5/lambda1=0.3"],
-                    "no row table5/lambda1=0.3 in aff_scl/experiments.yaml; close: table5"),
+    "unknown row": (
+        ["--row", "table5/lambda1=0.3"],
+        "no row table5/lambda1=0.3 in aff_scl/experiments.yaml; close: table5",
+    ),
     "unknown flag": (["--lambda3", "1"], "unrecognized arguments: --lambda3"),
     "batch": (["--batch-size", "100"], "no multiple of --num-instances 8 >= 2; nearest: 96"),
     "chunks": (["--bn-groups", "3"], "--bn-groups 3 must divide"),
@@ -130,8 +132,10 @@ BAD_FLAGS = {
     "variant": (["--variant", "gate=relu"], "--variant gate=relu is unknown; known are gate=sigmoid|softmax"),
     "source": (["--mode", "uda"], "--mode uda needs --source NAME"),
     "source of usl": (["--source-synthetic", "small"], "--source-synthetic is for --mode uda with a real target"),
-    "both rendered": (["--mode", "uda", "--source", "duke", "--source-synthetic", "small", "--synthetic", "small"],
-                      "--source-synthetic is for --mode uda with a real target, so without --synthetic"),
+    "both rendered": (
+        ["--mode", "uda", "--source", "duke", "--source-synthetic", "small", "--synthetic", "small"],
+        "--source-synthetic is for --mode uda with a real target, so without --synthetic",
+    ),
 }
 
 

@@ -122,8 +122,10 @@ def test_the_options_of_the_loss():
 # ------------------------------------------------------------------------------------------------------------ schedule
 
 
-FIGURE2 = {120: {0: 0.02, 1: 0.04, 2: 0.06, 3: 0.08, 4: 0.1, 5: 0.1, 60: 0.05341, 119: 1.866e-5},
-           50: {27: 0.05174, 49: 1.218e-4}}
+FIGURE2 = {
+    120: {0: 0.02, 1: 0.04, 2: 0.06, 3: 0.08, 4: 0.1, 5: 0.1, 60: 0.05341, 119: 1.866e-5},
+    50: {27: 0.05174, 49: 1.218e-4},
+}
 
 
 @pytest.mark.parametrize("epochs, values", FIGURE2.items())
@@ -180,6 +182,9 @@ def test_trapezoidal_map_leaves_out_junk_and_is_never_above_the_other_rule():
 
 def rank_loop(query, gallery, sample, samples):
     """Ranks of a query's matches from 1, by sorting."""
-    kept = [(float((query - g).norm()), s) for g, s in zip(gallery, samples)
-            if s.pid != -1 and not (s.pid == sample.pid and s.camid == sample.camid)]
+    kept = [
+        (float((query - g).norm()), s)
+        for g, s in zip(gallery, samples)
+        if s.pid != -1 and not (s.pid == sample.pid and s.camid == sample.camid)
+    ]
     return [place + 1 for place, (_, s) in enumerate(sorted(kept, key=lambda item: item[0])) if s.pid == sample.pid]

@@ -9,8 +9,17 @@ from conftest import ROOT, script
 from torchvision import models
 
 from convnext_ap import complexity
-from convnext_ap.model import (ConvNeXtAP, Embedding, Heads, PartClassifier, check_size, load_trunk, name_of, stripes,
-                               unit)  # fmt: skip
+from convnext_ap.model import (
+    ConvNeXtAP,
+    Embedding,
+    Heads,
+    PartClassifier,
+    check_size,
+    load_trunk,
+    name_of,
+    stripes,
+    unit,  # fmt: skip
+)
 
 measure = functools.cache(complexity.measure)
 FOUR = {"ConvNeXt": ("none", 0), "ConvNeXt-A": ("dw", 0), "ConvNeXt-P": ("none", 6), "ConvNeXt-AP": ("dw", 6)}

@@ -19,9 +19,9 @@ def maps(*shape, dtype=torch.float64, seed=0):
 def least_energy(t, mean, variance, lam):
     """min over w, b of (-1 - w x_i - b)^2 averaged over the channel + (1 - w t - b)^2 + lam w^2, Eq. (3), by its normal
     equations: the average over x_i needs their mean and variance only."""
-    a = torch.tensor([[variance + mean ** 2 + t ** 2 + lam, mean + t], [mean + t, 2.0]], dtype=torch.float64)
+    a = torch.tensor([[variance + mean**2 + t**2 + lam, mean + t], [mean + t, 2.0]], dtype=torch.float64)
     w, b = torch.linalg.solve(a, torch.tensor([t - mean, 0.0], dtype=torch.float64)).tolist()
-    e = variance * w ** 2 + (1 + w * mean + b) ** 2 + (1 - w * t - b) ** 2 + lam * w ** 2
+    e = variance * w**2 + (1 + w * mean + b) ** 2 + (1 - w * t - b) ** 2 + lam * w**2
     assert w == pytest.approx(2 * (t - mean) / ((t - mean) ** 2 + 2 * variance + 2 * lam), rel=1e-9)  # Eq. (4)
     assert b == pytest.approx(-(t + mean) * w / 2, rel=1e-9, abs=1e-12)  # Eq. (5)
     return e

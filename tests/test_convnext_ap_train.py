@@ -118,10 +118,12 @@ def test_two_processes_train_on_the_same_batches_as_one(market_dir, tmp_path):
     losses = []
     quiet = ["--variant", "erase=0", "dropout=0", "drop_path=0", "--epochs", 1, "--parts", 0, "--iters", 1]
     flip = tmp_path / "flip.py"  # the script with the flip switched off
-    flip.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom convnext_ap import train\n"
-                    "from common import runtime, transforms\noriginal = transforms.draw_geometry\n"
-                    "transforms.draw_geometry = lambda s, g, flip, *rest: original(s, g, 0.0, *rest)\n"
-                    "args = train.parse_args()\nruntime.execute(train.main, args)\n")
+    flip.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom convnext_ap import train\n"
+        "from common import runtime, transforms\noriginal = transforms.draw_geometry\n"
+        "transforms.draw_geometry = lambda s, g, flip, *rest: original(s, g, 0.0, *rest)\n"
+        "args = train.parse_args()\nruntime.execute(train.main, args)\n"
+    )
     for name, launcher in (("one", PYTHON), ("two", TORCHRUN)):
         done = script(flip, *command(market_dir, tmp_path / name, *quiet)[1:], launcher=launcher)
         assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ def people(count=4, height=128, width=64):
         picture = np.full((height, width, 3), rng.integers(60, 190, 3), np.float64)
         for _ in range(6):
             top, left = rng.integers(0, height - 16), rng.integers(0, width - 10)
-            picture[top:top + rng.integers(12, 60), left:left + rng.integers(6, 30)] = rng.integers(10, 245, 3)
+            picture[top : top + rng.integers(12, 60), left : left + rng.integers(6, 30)] = rng.integers(10, 245, 3)
         picture += (12 * np.sin(rows / 3) * np.cos(columns / 2))[..., None]
         out.append(cv2.GaussianBlur(picture.clip(0, 255).astype(np.uint8), (3, 3), 0.6))
     return np.stack(out)
@@ -33,14 +33,15 @@ IMAGES = people()
 
 
 def psnr(a, b):
-    return 10 * np.log10(255 ** 2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
+    return 10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
 
 
 def on_device(images, name, severity, seed=0):
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     kind = device_corruptions.TYPES.index(name)
-    out = device_corruptions.corrupt(batch, np.full(len(batch), kind), np.full(len(batch), severity),
-                                     torch.Generator().manual_seed(seed))
+    out = device_corruptions.corrupt(
+        batch, np.full(len(batch), kind), np.full(len(batch), severity), torch.Generator().manual_seed(seed)
+    )
     return out.permute(0, 2, 3, 1).numpy()
 
 
@@ -63,8 +64,16 @@ def test_shape_type_and_determinism(name):
 
 @pytest.mark.parametrize("name", corruptions.BENCH20)
 def test_psnr_falls_with_severity(name):
-    values = [np.mean([psnr(im, corruptions.corrupt(im, name, s, np.random.default_rng([i, s, k])))
-                       for i, im in enumerate(IMAGES) for k in range(3)]) for s in SEVERITIES]
+    values = [
+        np.mean(
+            [
+                psnr(im, corruptions.corrupt(im, name, s, np.random.default_rng([i, s, k])))
+                for i, im in enumerate(IMAGES)
+                for k in range(3)
+            ]
+        )
+        for s in SEVERITIES
+    ]
     if name not in LOOSE:
         assert values[-1] < values[0] and all(b < a + 0.5 for a, b in zip(values, values[1:])), values
     if name in ("snow", "glass_blur", "saturate"):
@@ -86,8 +95,12 @@ def test_constant_images_survive(name):
 
 def test_wrong_input_is_named():
     image = IMAGES[0]
-    for arguments, words in (((image, "sleet", 1), "unknown corruption"), ((image, "fog", 6), "1..5"),
-                             ((image[:20], "fog", 1), "32 x 32"), ((image.astype(float), "fog", 1), "uint8")):
+    for arguments, words in (
+        ((image, "sleet", 1), "unknown corruption"),
+        ((image, "fog", 6), "1..5"),
+        ((image[:20], "fog", 1), "32 x 32"),
+        ((image.astype(float), "fog", 1), "uint8"),
+    ):
         with pytest.raises(ValueError, match=words):
             corruptions.corrupt(*arguments, np.random.default_rng(0))
 
@@ -97,9 +110,10 @@ def test_motion_kernel_sums_to_one_and_is_one_sided(radius, sigma):
     for angle in (-45, -10.5, 0, 33, 45):
         kernel = corruptions.motion_kernel(radius, sigma, angle)
         assert abs(kernel.sum() - 1) < 1e-5
-        assert kernel[:, :2 * radius].sum() == 0  # cos > 0: everything lies to one side
-        ours = device_corruptions.line_kernels(torch.tensor([float(radius)]), torch.tensor([float(sigma)]),
-                                               torch.tensor([float(angle)]), radius)[0].numpy()
+        assert kernel[:, : 2 * radius].sum() == 0  # cos > 0: everything lies to one side
+        ours = device_corruptions.line_kernels(
+            torch.tensor([float(radius)]), torch.tensor([float(sigma)]), torch.tensor([float(angle)]), radius
+        )[0].numpy()
         assert np.abs(ours - kernel).max() < 1e-5
 
 
@@ -107,8 +121,10 @@ def test_motion_kernel_sums_to_one_and_is_one_sided(radius, sigma):
 def test_impulse_rate_is_right_for_every_channel(severity):
     image = np.full((256, 128, 3), 100, np.uint8)
     share = corruptions.IMPULSE_SHARE[severity - 1]
-    for out in (corruptions.corrupt(image, "impulse_noise", severity, np.random.default_rng(0)),
-                on_device(image[None], "impulse_noise", severity)[0]):
+    for out in (
+        corruptions.corrupt(image, "impulse_noise", severity, np.random.default_rng(0)),
+        on_device(image[None], "impulse_noise", severity)[0],
+    ):
         n = 256 * 128
         for channel in range(3):
             for value in (0, 255):
@@ -140,8 +156,10 @@ def test_frost_textures_have_the_photographs_statistics():
 def test_glass_gather_has_the_loops_psnr(severity):
     values = []
     for exact in (False, True):
-        pairs = [(im, corruptions.corrupt(im, "glass_blur", severity, np.random.default_rng([i, severity]), exact))
-                 for i, im in enumerate(people(2, 64, 48))]
+        pairs = [
+            (im, corruptions.corrupt(im, "glass_blur", severity, np.random.default_rng([i, severity]), exact))
+            for i, im in enumerate(people(2, 64, 48))
+        ]
         values.append(np.mean([psnr(a, b) for a, b in pairs]))
     assert abs(values[0] - values[1]) < (1.3 if severity == 2 else 0.6)
 
@@ -169,8 +187,9 @@ def test_random_device_versions_have_the_oracles_psnr(name):
     copies = 32 if name in ("frost", "fog", "snow") else 6
     images = np.concatenate([people(4, 96, 48)] * copies)
     for severity in SEVERITIES:
-        want = [corruptions.corrupt(im, name, severity, np.random.default_rng([i, severity]))
-                for i, im in enumerate(images)]
+        want = [
+            corruptions.corrupt(im, name, severity, np.random.default_rng([i, severity])) for i, im in enumerate(images)
+        ]
         found = on_device(images, name, severity, seed=severity)
         gap = np.mean([psnr(a, b) for a, b in zip(images, found)]) - np.mean([psnr(a, b) for a, b in zip(images, want)])
         assert abs(gap) < 1.0, (severity, gap)

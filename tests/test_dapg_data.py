@@ -38,10 +38,16 @@ def test_sysu_takes_camera_and_id_from_the_folders(tree):
 def test_sysu_gallery_is_the_published_draw():
     """Against the authors' procedure, written out: seed, people ascending, cameras in order, one choice a folder."""
     rng = np.random.default_rng(0)
-    folders = {(pid, cam): [f"cam{cam}/{pid:04d}/{i + 1:04d}.jpg" for i in range(rng.integers(1, 9))]
-               for pid in (7, 3, 250) for cam in (1, 2, 4, 5) if (pid, cam) != (3, 4)}
-    samples = sorted((datasets.Sample(path, pid, cam - 1) for (pid, cam), files in folders.items() for path in files),
-                     key=lambda s: s.path)
+    folders = {
+        (pid, cam): [f"cam{cam}/{pid:04d}/{i + 1:04d}.jpg" for i in range(rng.integers(1, 9))]
+        for pid in (7, 3, 250)
+        for cam in (1, 2, 4, 5)
+        if (pid, cam) != (3, 4)
+    }
+    samples = sorted(
+        (datasets.Sample(path, pid, cam - 1) for (pid, cam), files in folders.items() for path in files),
+        key=lambda s: s.path,
+    )
     for mode, cameras in (("all", (1, 2, 4, 5)), ("indoor", (1, 2))):
         for trial in range(10):
             random.seed(trial)
@@ -50,8 +56,16 @@ def test_sysu_gallery_is_the_published_draw():
             assert [samples[i].path for i in sysu.gallery_trial(samples, mode, trial)] == want
 
 
-STORED = ["cam1/0011/0004.jpg", "cam2/0011/0004.jpg", "cam1/0012/0001.jpg", "cam2/0012/0002.jpg", "cam1/0013/0004.jpg",
-          "cam2/0013/0004.jpg", "cam1/0014/0002.jpg", "cam2/0014/0002.jpg"]
+STORED = [
+    "cam1/0011/0004.jpg",
+    "cam2/0011/0004.jpg",
+    "cam1/0012/0001.jpg",
+    "cam2/0012/0002.jpg",
+    "cam1/0013/0004.jpg",
+    "cam2/0013/0004.jpg",
+    "cam1/0014/0002.jpg",
+    "cam2/0014/0002.jpg",
+]
 
 
 def test_sysu_gallery_draw_stays_what_it_was(tree):
@@ -64,8 +78,10 @@ def test_synthetic_sysu_full_has_the_real_counts():
     items, texts = layouts.plan("sysu", "full", 0)
     cams = [int(item.path[3]) for item in items]
     tested = set(map(int, texts["exp/test_id.txt"].split(",")))
-    visible, infrared = ({(i.person, c) for i, c in zip(items, cams) if i.person in tested and c in part}
-                         for part in ((1, 2, 4, 5), (3, 6)))
+    visible, infrared = (
+        {(i.person, c) for i, c in zip(items, cams) if i.person in tested and c in part}
+        for part in ((1, 2, 4, 5), (3, 6))
+    )
     assert (len(tested), len(visible), len(infrared)) == (96, 301, 192)
     assert sum(c in (1, 2) for _, c in visible) == 112
     assert sum(i.person in tested and c in (3, 6) for i, c in zip(items, cams)) == 3803
@@ -116,15 +132,21 @@ def test_sysu_camera_3_ignores_all_of_camera_2():
 def test_sysu_bad_input_is_named(tree, tmp_path):
     with pytest.raises(FileNotFoundError, match="SYSU-MM01.*common.synthetic sysu"):
         datasets.load("sysu", tmp_path)
-    for breakage, words in ((lambda r: shutil.rmtree(r / "cam3"), "holds no cam3"),
-                            (lambda r: shutil.rmtree(r / "exp"), "holds no exp"),
-                            (lambda r: (r / "exp" / "val_id.txt").unlink(), "val_id.txt"),
-                            (lambda r: (r / "exp" / "test_id.txt").write_text("1;2"), "'1;2'"),
-                            (lambda r: (r / "exp" / "test_id.txt").write_text("1,12"), "in train and in test"),
-                            (lambda r: [shutil.rmtree(r / f"cam{c}" / "0003") for c in (3, 6)],
-                             "1 training ids have no infrared images .*0003"),
-                            (lambda r: [shutil.rmtree(r / f"cam{c}" / "0011") for c in (1, 2, 4, 5)],
-                             "1 test ids have no visible images .*0011")):
+    for breakage, words in (
+        (lambda r: shutil.rmtree(r / "cam3"), "holds no cam3"),
+        (lambda r: shutil.rmtree(r / "exp"), "holds no exp"),
+        (lambda r: (r / "exp" / "val_id.txt").unlink(), "val_id.txt"),
+        (lambda r: (r / "exp" / "test_id.txt").write_text("1;2"), "'1;2'"),
+        (lambda r: (r / "exp" / "test_id.txt").write_text("1,12"), "in train and in test"),
+        (
+            lambda r: [shutil.rmtree(r / f"cam{c}" / "0003") for c in (3, 6)],
+            "1 training ids have no infrared images .*0003",
+        ),
+        (
+            lambda r: [shutil.rmtree(r / f"cam{c}" / "0011") for c in (1, 2, 4, 5)],
+            "1 test ids have no visible images .*0011",
+        ),
+    ):
         root = tmp_path / "copy"
         shutil.copytree(tree / "SYSU-MM01", root / "SYSU-MM01")
         breakage(root / "SYSU-MM01")
@@ -159,10 +181,14 @@ def test_regdb_bad_input_is_named(tree, tmp_path):
         datasets.load("regdb", tree, split=11)
     idx = "idx/test_thermal_1.txt"
     good = (tree / "RegDB" / idx).read_text()
-    for text, words in ((None, "no .*test_thermal_1.txt"), ("", "is empty"), ("Thermal/1/0.bmp\n", "line 1 is"),
-                        (good.replace("Thermal/", "Visible/"), "expected an image under Thermal/"),
-                        (good.replace("/0.bmp", "/99.bmp"), "is not under"),
-                        ("".join(good.splitlines(True)[3:]), "one modality only")):
+    for text, words in (
+        (None, "no .*test_thermal_1.txt"),
+        ("", "is empty"),
+        ("Thermal/1/0.bmp\n", "line 1 is"),
+        (good.replace("Thermal/", "Visible/"), "expected an image under Thermal/"),
+        (good.replace("/0.bmp", "/99.bmp"), "is not under"),
+        ("".join(good.splitlines(True)[3:]), "one modality only"),
+    ):
         root = tmp_path / "copy"
         shutil.copytree(tree / "RegDB", root / "RegDB")
         (root / "RegDB" / idx).unlink() if text is None else (root / "RegDB" / idx).write_text(text)

@@ -60,8 +60,9 @@ def test_a_killed_stage_one_continues_to_the_bit(data, tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--negatives", "batch"], ["--method", "simclr"], ["--method", "byol"],
-                                   ["--method", "moco"]], ids=str)
+@pytest.mark.parametrize(
+    "flags", [["--negatives", "batch"], ["--method", "simclr"], ["--method", "byol"], ["--method", "moco"]], ids=str
+)
 def test_other_pretrainings_train_in_two_processes(data, tmp_path, flags):
     few = ["--stage", "robust", "--batch-size", 8, "--epochs", 1, "--iters", 2, "--variant", "warmup=1", "queue=16"]
     run(data, tmp_path, *few, *flags, launcher=TORCHRUN)
@@ -75,23 +76,69 @@ def test_alignment_trains_in_two_processes(data, tmp_path):
     for file in sorted((data / "market1501/bounding_box_train").glob("*.jpg")):
         for i in range(4):  # the images themselves stand in for their generated poses
             shutil.copy(file, poses / f"{file.stem}_p{i}.jpg")
-    run(data, tmp_path, "--stage", "align", "--weights", "none", "--source", poses, "--batch-size", 8, "--epochs", 1,
-        "--iters", 2, "--variant", "warmup=1", "queue=16", launcher=TORCHRUN)
+    run(
+        data,
+        tmp_path,
+        "--stage",
+        "align",
+        "--weights",
+        "none",
+        "--source",
+        poses,
+        "--batch-size",
+        8,
+        "--epochs",
+        1,
+        "--iters",
+        2,
+        "--variant",
+        "warmup=1",
+        "queue=16",
+        launcher=TORCHRUN,
+    )
     assert {"mc", "spread", "instance.mAP"} <= result(tmp_path).keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, dataset, keys", [("agw", "sysu", ("all", "all_c")),
-                                                  ("cil", "regdb", ("v2t", "t2v_c"))])
+@pytest.mark.parametrize(
+    "stage, dataset, keys", [("agw", "sysu", ("all", "all_c")), ("cil", "regdb", ("v2t", "t2v_c"))]
+)
 def test_finetuning_and_evaluation_in_two_processes(data, tmp_path, stage, dataset, keys):
     """Two processes train; then one and two processes measure the same checkpoint, clean and corrupted, equally."""
-    run(data, tmp_path, "--stage", stage, "--dataset", dataset, "--weights", "none", "--batch-size", 32, "--epochs", 1,
-        "--iters", 2, "--variant", "draws=2", launcher=TORCHRUN)
+    run(
+        data,
+        tmp_path,
+        "--stage",
+        stage,
+        "--dataset",
+        dataset,
+        "--weights",
+        "none",
+        "--batch-size",
+        32,
+        "--epochs",
+        1,
+        "--iters",
+        2,
+        "--variant",
+        "draws=2",
+        launcher=TORCHRUN,
+    )
     trained = result(tmp_path)
     said = []
     for launcher in (PYTHON, TORCHRUN):
-        done = script(ROOT / "dapg/test.py", "--checkpoint", log_dir(tmp_path), "--data-dir", data, "--draws", 2,
-                      "--workers", 0, launcher=launcher)
+        done = script(
+            ROOT / "dapg/test.py",
+            "--checkpoint",
+            log_dir(tmp_path),
+            "--data-dir",
+            data,
+            "--draws",
+            2,
+            "--workers",
+            0,
+            launcher=launcher,
+        )
         assert done.returncode == 0, done.stderr
         said.append([line for line in done.stdout.splitlines() if "rank-1" in line])
     assert said[0] == said[1] and len(said[0]) == 4

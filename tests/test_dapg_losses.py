@@ -71,8 +71,10 @@ def test_eq1_weighs_by_delta():
 
 def test_gradients_are_those_of_finite_differences():
     pos, neg = rows(4, 3).requires_grad_(), rows(4, 7, seed=1).requires_grad_()
+
     def eq2(a, b):
         return torch.logsumexp(torch.cat([a, b], 1), 1).sub(torch.logsumexp(a, 1)).mean()
+
     assert torch.autograd.gradcheck(eq2, (pos, neg))
     small = losses.multi_contrastive(pos, neg, 1.0)
     assert torch.allclose(torch.autograd.grad(small, pos)[0], torch.autograd.grad(eq2(pos, neg), pos)[0], atol=1e-6)
@@ -117,8 +119,9 @@ def test_cils_term_is_zero_for_repeated_images_and_halves_the_visible_one(versio
 
 
 def settings(**changes):
-    return Namespace(**{"negatives": "queue", "loss": "eq1", "constraint": "sim", "delta": 0.5, "tau": 0.7,
-                        "tau_js": 0.1, **changes})
+    return Namespace(
+        **{"negatives": "queue", "loss": "eq1", "constraint": "sim", "delta": 0.5, "tau": 0.7, "tau_js": 0.1, **changes}
+    )
 
 
 def test_negatives_of_the_batch_are_the_groups_of_the_other_images():
@@ -139,8 +142,18 @@ def test_negatives_of_the_batch_are_the_groups_of_the_other_images():
     assert torch.isfinite(z.grad).all() and (z.grad.flatten(1).norm(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("changes", [{}, {"constraint": "row"}, {"constraint": "feature"}, {"loss": "mc"},
-                                     {"loss": "infonce"}, {"constraint": "row", "negatives": "batch"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"constraint": "row"},
+        {"constraint": "feature"},
+        {"loss": "mc"},
+        {"loss": "infonce"},
+        {"constraint": "row", "negatives": "batch"},
+    ],
+    ids=str,
+)
 def test_every_reading_of_the_objective_has_a_finite_gradient(changes):
     z, k, which = rows(4, 5, 8).float().requires_grad_(), rows(3, 5, 8, seed=1).float(), torch.arange(5) % 3
     loss, parts = pretrain.objective(settings(**changes), z, k, rows(16, 8, seed=2).float(), which)
@@ -150,7 +163,8 @@ def test_every_reading_of_the_objective_has_a_finite_gradient(changes):
 
 def test_one_positive_as_in_moco_and_alignment_is_infonce_whatever_the_loss():
     q, k, queue = rows(1, 5, 8).float(), rows(1, 5, 8, seed=1).float(), rows(16, 8, seed=2).float()
-    want = F.cross_entropy(torch.cat([(q[0] * k[0]).sum(1, keepdim=True), q[0] @ queue.T], 1) / 0.7,
-                           torch.zeros(5, dtype=torch.int64))
+    want = F.cross_entropy(
+        torch.cat([(q[0] * k[0]).sum(1, keepdim=True), q[0] @ queue.T], 1) / 0.7, torch.zeros(5, dtype=torch.int64)
+    )
     loss, parts = pretrain.objective(settings(), q, k, queue, torch.zeros(5, dtype=torch.int64))
     assert torch.allclose(loss, want, atol=1e-6) and "js" not in parts

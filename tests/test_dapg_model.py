@@ -43,6 +43,7 @@ def test_momentum_moves_parameters_only_and_gradients_reach_only_q():
     z, k = net(images(4, 4), images(3, 4), torch.randperm(12))
     assert not torch.equal(net.encoder_k.trunk.bn1.running_mean, stats)  # its own forward pass moves them
     from dapg import losses
+
     losses.constraint(z[1:] @ net.queue.T).backward()
     assert all(p.grad is not None for p in net.encoder_q.parameters())
     assert all(p.grad is None for p in net.encoder_k.parameters()) and not k.requires_grad
@@ -66,8 +67,10 @@ def test_keys_return_in_their_order_and_are_encoded_in_chunks():
     assert (whole - parts).abs().max() > 1e-3  # a permutation alone changes nothing, the split does
 
 
-@pytest.mark.parametrize("count, wanted, size", [(4_180_000, None, 65536), (12936, None, 2048), (1200, None, 256),
-                                                 (8, None, 4), (8, 512, 512)])
+@pytest.mark.parametrize(
+    "count, wanted, size",
+    [(4_180_000, None, 65536), (12936, None, 2048), (1200, None, 256), (8, None, 4), (8, 512, 512)],
+)
 def test_queue_is_at_most_a_quarter_of_the_images(count, wanted, size):
     assert model.queue_size(count, wanted) == size
 
@@ -81,13 +84,22 @@ def two_ranks(rank, path, out):
     weight = torch.arange(12.0).view(4, 3) * (rank + 1)
     (everything * weight).sum().backward()
     net = tiny(bn_splits=2).eval()
-    keys = images(2, 8)[:, 4 * rank:4 * rank + 4]  # (P, B, ...)
+    keys = images(2, 8)[:, 4 * rank : 4 * rank + 4]  # (P, B, ...)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         k = net.shuffled(keys.flatten(0, 1), order)
     net.enqueue(k[:4])
-    torch.save({"gathered": everything.detach(), "grad": x.grad, "k": k, "queue": net.queue, "pointer": net.pointer,
-                "sum": model.checksum(net.queue)}, f"{out}/{rank}.pt")
+    torch.save(
+        {
+            "gathered": everything.detach(),
+            "grad": x.grad,
+            "k": k,
+            "queue": net.queue,
+            "pointer": net.pointer,
+            "sum": model.checksum(net.queue),
+        },
+        f"{out}/{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
@@ -103,7 +115,7 @@ def test_two_processes_gather_shuffle_and_fill_equal_queues(tmp_path):
     net = tiny().eval()
     with torch.no_grad():
         for rank, found in enumerate((a, b)):
-            own = images(2, 8)[:, 4 * rank:4 * rank + 4].flatten(0, 1)
+            own = images(2, 8)[:, 4 * rank : 4 * rank + 4].flatten(0, 1)
             assert torch.allclose(found["k"], F.normalize(net.encoder_k(own), dim=1), atol=1e-5)
     assert torch.equal(a["queue"], b["queue"]) and int(a["pointer"]) == 8 and a["sum"] == b["sum"]
     assert torch.equal(a["queue"][:8], torch.cat([a["k"][:4], b["k"][:4]]))
@@ -130,11 +142,17 @@ def prefixed(prefix, extra=()):
     return {**{f"{prefix}{k}": v for k, v in STATE.items()}, **{k: torch.zeros(2) for k in extra}}
 
 
-@pytest.mark.parametrize("content", [
-    prefixed(""), {"state_dict": prefixed("module.encoder_q.", ["module.encoder_q.fc1.weight", "module.queue"])},
-    {"model": prefixed("visual.cnn.", ["textual.embedding.weight"])}, {"online_network": prefixed("encoder.")},
-    {"state_dict": {k: v for k, v in prefixed("backbone.").items() if "num_batches" not in k}},
-], ids=["flat", "moco", "virtex", "byol", "without counters"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        prefixed(""),
+        {"state_dict": prefixed("module.encoder_q.", ["module.encoder_q.fc1.weight", "module.queue"])},
+        {"model": prefixed("visual.cnn.", ["textual.embedding.weight"])},
+        {"online_network": prefixed("encoder.")},
+        {"state_dict": {k: v for k, v in prefixed("backbone.").items() if "num_batches" not in k}},
+    ],
+    ids=["flat", "moco", "virtex", "byol", "without counters"],
+)
 def test_public_checkpoint_forms_load(content, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     found = trunk.load(str(tmp_path / "w.pth"), "resnet50", "logs", None)

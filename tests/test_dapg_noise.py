@@ -60,8 +60,10 @@ def test_the_mix_is_a_convex_combination():
 
 def test_excluded_types_are_never_drawn_and_unknown_ones_are_named():
     kept = noise.allowed_types(["fog", "snow"])
-    assert len(kept) == 13 and corruptions.TRAIN15.index("fog") not in noise.draw_noise(500, np.random.default_rng(0),
-                                                                                        types=kept).types
+    assert (
+        len(kept) == 13
+        and corruptions.TRAIN15.index("fog") not in noise.draw_noise(500, np.random.default_rng(0), types=kept).types
+    )
     with pytest.raises(ValueError, match="sleet"):
         noise.allowed_types(["sleet"])
     with pytest.raises(ValueError, match="three"):

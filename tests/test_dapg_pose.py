@@ -110,8 +110,10 @@ def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
 
     torch.manual_seed(0)
     network = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    older = {re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key): value
-             for key, value in network.state_dict().items()}  # the names in torchvision's own file
+    older = {
+        re.sub(r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2.", key): value
+        for key, value in network.state_dict().items()
+    }  # the names in torchvision's own file
     torch.save(older, tmp_path / "detector.pth")
     for i in range(2):
         cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.random.default_rng(i).integers(0, 256, (128, 64, 3), np.uint8))
@@ -122,10 +124,15 @@ def test_keypoint_rcnn_is_read_from_a_file_and_finds_what_it_finds(tmp_path):
         assert (points[:, 2] == 1).all()
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "--variant detector: no file .*gone.pth; get https"), (b"text", "detector: .*gone.pth is not a readable"),
-    ({"a": 1}, "gone.pth does not fit torchvision's keypointrcnn_resnet50_fpn"), ([1], "gone.pth does not fit"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "--variant detector: no file .*gone.pth; get https"),
+        (b"text", "detector: .*gone.pth is not a readable"),
+        ({"a": 1}, "gone.pth does not fit torchvision's keypointrcnn_resnet50_fpn"),
+        ([1], "gone.pth does not fit"),
+    ],
+)
 def test_a_file_that_is_no_detector_is_named(tmp_path, content, message):
     import torch
 

@@ -77,9 +77,19 @@ def test_stage_one_continues_to_the_bit(home, trunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--method", "simclr"], ["--method", "byol"], ["--method", "moco"],
-                                   ["--negatives", "batch"], ["--noise-base", "chain", "--constraint", "row"],
-                                   ["--loss", "infonce"], ["--constraint", "feature", "--crop"]], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "simclr"],
+        ["--method", "byol"],
+        ["--method", "moco"],
+        ["--negatives", "batch"],
+        ["--noise-base", "chain", "--constraint", "row"],
+        ["--loss", "infonce"],
+        ["--constraint", "feature", "--crop"],
+    ],
+    ids=str,
+)
 def test_every_pretraining_variant_takes_a_step(home, flags):
     variant = ["--variant", "warmup=1", "queue=16", "augmix_ops=on"]
     if flags[-1] == "--crop":
@@ -103,8 +113,23 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
     notes = list((home / "out/logs/dapg/market").rglob("generated.json"))
     folder = notes[0].parent / json.loads(notes[0].read_text())["folder"]
     assert len(list(folder.glob("*_p3.jpg"))) == 36  # 6 people x 6 images
-    flags = ["--stage", "align", "--weights", trunk, "--source", folder, "--batch-size", 8, "--epochs", 1, "--iters", 2,
-             "--variant", "queue=16", "stage2_noise=0.5"]
+    flags = [
+        "--stage",
+        "align",
+        "--weights",
+        trunk,
+        "--source",
+        folder,
+        "--batch-size",
+        8,
+        "--epochs",
+        1,
+        "--iters",
+        2,
+        "--variant",
+        "queue=16",
+        "stage2_noise=0.5",
+    ]
     run(home, *flags)
     assert "mc" in metrics(home, "market")
     next(folder.glob("*_p3.jpg")).unlink()
@@ -115,8 +140,18 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
 def test_figures_are_drawn_by_command(home, trunk, generated, tmp_path):
     folder = next((home / "out/logs/dapg/market").rglob("*_p0.jpg")).parent
     for number, flags in ((1, []), (3, ["--dataset", "luperson"]), (4, ["--dataset", "market", "--source", folder])):
-        done = script(ROOT / "dapg/test.py", "--figure", number, *flags, "--data-dir", home / "data", "--out", tmp_path,
-                      "--workers", 0)
+        done = script(
+            ROOT / "dapg/test.py",
+            "--figure",
+            number,
+            *flags,
+            "--data-dir",
+            home / "data",
+            "--out",
+            tmp_path,
+            "--workers",
+            0,
+        )
         assert done.returncode == 0 and f"figure{number}." in done.stdout, done.stderr
     with Image.open(tmp_path / "figure3.jpg") as three, Image.open(tmp_path / "figure4.jpg") as four:
         assert min(*three.size, *four.size) > 400
@@ -125,11 +160,28 @@ def test_figures_are_drawn_by_command(home, trunk, generated, tmp_path):
         assert one.size == (960, 480)
 
 
-@pytest.mark.parametrize("stage, dataset, keys", [("agw", "sysu", ("all", "indoor", "all_c", "indoor_c")),
-                                                  ("cil", "regdb", ("v2t", "t2v", "v2t_c", "t2v_c"))])
+@pytest.mark.parametrize(
+    "stage, dataset, keys",
+    [("agw", "sysu", ("all", "indoor", "all_c", "indoor_c")), ("cil", "regdb", ("v2t", "t2v", "v2t_c", "t2v_c"))],
+)
 def test_finetuning_reports_both_protocols_clean_and_corrupted(home, trunk, stage, dataset, keys):
-    said = run(home, "--stage", stage, "--dataset", dataset, "--weights", trunk, "--batch-size", 32, "--epochs", 1,
-               "--iters", 1, "--variant", "draws=1")
+    said = run(
+        home,
+        "--stage",
+        stage,
+        "--dataset",
+        dataset,
+        "--weights",
+        trunk,
+        "--batch-size",
+        32,
+        "--epochs",
+        1,
+        "--iters",
+        1,
+        "--variant",
+        "draws=1",
+    )
     found = metrics(home, dataset)
     for key in keys:
         for kind in ("", "pool.", "bn."):
@@ -137,8 +189,21 @@ def test_finetuning_reports_both_protocols_clean_and_corrupted(home, trunk, stag
     headline = "bn" if stage == "agw" else "pool"
     assert found[f"{keys[0]}.mAP"] == found[f"{headline}.{keys[0]}.mAP"]
     assert found[f"{keys[2]}.mAP"] == found[f"pool.{keys[2]}.mAP"] and "rank-1" in said
-    done = script(ROOT / "dapg/test.py", "--checkpoint", log_dir(home, dataset), "--data-dir", home / "data",
-                  "--corruption", "contrast", "--severity", 5, "--draws", 1, "--workers", 0)
+    done = script(
+        ROOT / "dapg/test.py",
+        "--checkpoint",
+        log_dir(home, dataset),
+        "--data-dir",
+        home / "data",
+        "--corruption",
+        "contrast",
+        "--severity",
+        5,
+        "--draws",
+        1,
+        "--workers",
+        0,
+    )
     assert done.returncode == 0 and f"{keys[2]}" in done.stdout, done.stderr
 
 
@@ -194,7 +259,7 @@ def test_channel_enhancement_is_cajs_rule():
     x = torch.randint(0, 256, (4000, 3, 2, 2), generator=torch.Generator().manual_seed(0)).byte()
     out = pretrain.channel_enhancement(x, torch.Generator().manual_seed(1))
     flat = x.flatten(1)
-    single = [(out == x[:, c:c + 1]).flatten(1).all(1).float().mean().item() for c in range(3)]
+    single = [(out == x[:, c : c + 1]).flatten(1).all(1).float().mean().item() for c in range(3)]
     same = (out.flatten(1) == flat).all(1).float().mean().item()
     assert all(abs(share - 0.25) < 0.03 for share in single) and abs(same - 0.125) < 0.03
     grey = ((out[:, 0] == out[:, 1]) & (out[:, 1] == out[:, 2])).flatten(1).all(1).float().mean().item()
@@ -224,23 +289,30 @@ def test_metrics_over_trials_are_means_with_deviations():
     assert abs(found["x.mAP"] - 0.3) < 1e-9 and abs(found["x.std_mAP"] - 0.1) < 1e-9
 
 
-@pytest.mark.parametrize("name, arguments, rows", [
-    ("run_stage1.sh", ["/data", "4"], ["robust/dapg"]),
-    ("run_stage2.sh", ["/data"], ["gan/market", "generate/market", "align/dapg"]),
-    ("run_agw.sh", ["/data", "pnl"], ["agw/pnl/sysu", *["agw/pnl/regdb"] * 10]),
-    ("run_cil.sh", ["/data"], ["cil/ours/sysu", *["cil/ours/regdb"] * 10]),
-    ("run_chain.sh", ["--data-dir", "data"], [row for row in schema.load_rows(ROOT, "dapg") if "chain/" in row[:6]]),
-])
+@pytest.mark.parametrize(
+    "name, arguments, rows",
+    [
+        ("run_stage1.sh", ["/data", "4"], ["robust/dapg"]),
+        ("run_stage2.sh", ["/data"], ["gan/market", "generate/market", "align/dapg"]),
+        ("run_agw.sh", ["/data", "pnl"], ["agw/pnl/sysu", *["agw/pnl/regdb"] * 10]),
+        ("run_cil.sh", ["/data"], ["cil/ours/sysu", *["cil/ours/regdb"] * 10]),
+        (
+            "run_chain.sh",
+            ["--data-dir", "data"],
+            [row for row in schema.load_rows(ROOT, "dapg") if "chain/" in row[:6]],
+        ),
+    ],
+)
 def test_run_scripts_train_the_rows_that_others_look_for(tmp_path, name, arguments, rows):
     """A flag of a script that changed the method would give a row another name, and the next stage would miss it."""
     for program in ("python", "torchrun"):
-        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} \"$@\" >> {tmp_path}/calls\n")
+        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@" >> {tmp_path}/calls\n')
         (tmp_path / program).chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python"}
     done = script(ROOT / "dapg" / name, *arguments, launcher=["bash"], **path)
     assert done.returncode == 0, done.stderr
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines() if "dapg/train.py" in line]
-    flags = [call[call.index("dapg/train.py") + 1:] for call in calls]
+    flags = [call[call.index("dapg/train.py") + 1 :] for call in calls]
     parsed = [parse_args(each) for each in flags]
     assert sorted(args.row for args in parsed) == sorted(rows)
     assert [args.row for args in parsed] == [each[each.index("--row") + 1] for each in flags]
@@ -250,4 +322,10 @@ def test_commands_in_the_documentation_are_rows():
     """The stages' plain commands, as train.py's docstring gives them, are the rows that the next stages read."""
     commands = [line.split("#")[0].split()[2:] for line in train.__doc__.splitlines() if "python dapg/train.py" in line]
     assert [parse_args(flags).row for flags in commands] == [
-        "robust/dapg", "gan/market", "generate/market", "align/dapg", "agw/ours/sysu", "cil/ours/regdb"]
+        "robust/dapg",
+        "gan/market",
+        "generate/market",
+        "align/dapg",
+        "agw/ours/sysu",
+        "cil/ours/regdb",
+    ]

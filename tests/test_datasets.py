@@ -18,16 +18,31 @@ from common.datasets import __main__ as command
 from common.datasets import luperson, market
 from common.datasets.base import HARMLESS
 
-MARKET = {"bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000551_01.jpg", "0007_c3s3_077419_03.jpg"],
-          "query": ["0001_c1s1_001051_00.jpg", "0003_c2s3_000001_00.jpg"],
-          "bounding_box_test": ["-1_c1s1_000401_03.jpg", "0000_c2s1_000151_01.jpg", "0001_c2s1_001976_01.jpg",
-                                "0003_c6s1_000001_01.JPG"]}
-DUKE = {"bounding_box_train": ["0001_c2_f0046182.jpg", "0001_c8_f0046302.jpg"], "query": ["0005_c2_f0046985.jpg"],
-        "bounding_box_test": ["0002_c1_f0044158.jpg", "0005_c5_f0046985.jpg"]}
-CUHK03 = {"bounding_box_train": ["0001_c1_1.png", "0001_c2_6.png"], "query": ["0003_c1_21.png"],
-          "bounding_box_test": ["0003_c2_26.png", "0004_c1_1.png"]}
-MSMT = {"bounding_box_train": ["0000_c1_0000.jpg", "0000_c14_0001.jpg"], "query": ["0000_c1_0000.jpg"],
-        "bounding_box_test": ["0000_c15_0001.jpg", "0001_c3_0000.jpg"]}
+MARKET = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000551_01.jpg", "0007_c3s3_077419_03.jpg"],
+    "query": ["0001_c1s1_001051_00.jpg", "0003_c2s3_000001_00.jpg"],
+    "bounding_box_test": [
+        "-1_c1s1_000401_03.jpg",
+        "0000_c2s1_000151_01.jpg",
+        "0001_c2s1_001976_01.jpg",
+        "0003_c6s1_000001_01.JPG",
+    ],
+}
+DUKE = {
+    "bounding_box_train": ["0001_c2_f0046182.jpg", "0001_c8_f0046302.jpg"],
+    "query": ["0005_c2_f0046985.jpg"],
+    "bounding_box_test": ["0002_c1_f0044158.jpg", "0005_c5_f0046985.jpg"],
+}
+CUHK03 = {
+    "bounding_box_train": ["0001_c1_1.png", "0001_c2_6.png"],
+    "query": ["0003_c1_21.png"],
+    "bounding_box_test": ["0003_c2_26.png", "0004_c1_1.png"],
+}
+MSMT = {
+    "bounding_box_train": ["0000_c1_0000.jpg", "0000_c14_0001.jpg"],
+    "query": ["0000_c1_0000.jpg"],
+    "bounding_box_test": ["0000_c15_0001.jpg", "0001_c3_0000.jpg"],
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*instead of the published")
 
@@ -44,13 +59,26 @@ def write_tree(root: Path, tree: dict, pixels: bool = False) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name, tree, files", [
-    ("market", "market1501/Market-1501-v15.09.15", MARKET), ("market1501", "Market-1501-v15.09.15", MARKET),
-    ("Market", "market1501", MARKET), ("market", "", MARKET), ("duke", "dukemtmcreid/DukeMTMC-reID", DUKE),
-    ("dukemtmc", "DukeMTMC-reID", DUKE), ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID", DUKE),
-    ("duke", "dukemtmc-reid", DUKE), ("cuhk03", "cuhk03-np/detected", CUHK03), ("cuhk03", "cuhk03_np/detected", CUHK03),
-    ("cuhk03", "cuhk03/detected", CUHK03), ("cuhk03", "", CUHK03), ("msmt17", "msmt17/MSMT17_V1", MSMT),
-    ("msmt17", "msmt17", MSMT), ("msmt17", "MSMT17_V2", MSMT)])
+@pytest.mark.parametrize(
+    "name, tree, files",
+    [
+        ("market", "market1501/Market-1501-v15.09.15", MARKET),
+        ("market1501", "Market-1501-v15.09.15", MARKET),
+        ("Market", "market1501", MARKET),
+        ("market", "", MARKET),
+        ("duke", "dukemtmcreid/DukeMTMC-reID", DUKE),
+        ("dukemtmc", "DukeMTMC-reID", DUKE),
+        ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID", DUKE),
+        ("duke", "dukemtmc-reid", DUKE),
+        ("cuhk03", "cuhk03-np/detected", CUHK03),
+        ("cuhk03", "cuhk03_np/detected", CUHK03),
+        ("cuhk03", "cuhk03/detected", CUHK03),
+        ("cuhk03", "", CUHK03),
+        ("msmt17", "msmt17/MSMT17_V1", MSMT),
+        ("msmt17", "msmt17", MSMT),
+        ("msmt17", "MSMT17_V2", MSMT),
+    ],
+)
 def test_every_tree_is_found_and_read(tmp_path, name, tree, files):
     root = write_tree(tmp_path / tree, files)
     data = datasets.load(name, tmp_path)
@@ -84,9 +112,16 @@ def test_cuhk03_new_protocol_lists_over_the_original_images(tmp_path, place):
     names = ["1_001_1_01.png", "1_001_2_06.png", "1_002_1_01.png", "1_002_2_06.png", "2_001_1_01.png"]
     write_tree(tmp_path / "cuhk03", {place: names})
     filelist = np.array([[name] for name in names], dtype=object)
-    savemat(tmp_path / "cuhk03/cuhk03_new_protocol_config_detected.mat",
-            {"filelist": filelist, "labels": np.array([[1], [1], [2], [2], [3]]), "train_idx": np.array([[2], [1]]),
-             "query_idx": np.array([[3]]), "gallery_idx": np.array([[4], [5]])})
+    savemat(
+        tmp_path / "cuhk03/cuhk03_new_protocol_config_detected.mat",
+        {
+            "filelist": filelist,
+            "labels": np.array([[1], [1], [2], [2], [3]]),
+            "train_idx": np.array([[2], [1]]),
+            "query_idx": np.array([[3]]),
+            "gallery_idx": np.array([[4], [5]]),
+        },
+    )
     data = datasets.load("cuhk03", tmp_path)
     assert [(Path(s.path).name, s.pid, s.camid) for s in data.train] == [(names[0], 1, 0), (names[1], 1, 1)]
     assert [(s.pid, s.camid) for s in data.query + data.gallery] == [(2, 0), (2, 1), (3, 0)]
@@ -95,13 +130,17 @@ def test_cuhk03_new_protocol_lists_over_the_original_images(tmp_path, place):
         datasets.load("cuhk03", tmp_path)
 
 
-@pytest.mark.parametrize("version, train, test", [("MSMT17_V1", "train", "test"),
-                                                  ("MSMT17_V2", "mask_train_v2", "mask_test_v2")])
+@pytest.mark.parametrize(
+    "version, train, test", [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")]
+)
 def test_msmt17_lists_give_pid_and_camera_and_validation_joins_training(tmp_path, version, train, test):
     root = tmp_path / "msmt17" / version
-    lists = {"train": ["0000/0000_000_01_0303morning_0008_0.jpg 0", "0001/0001_001_15_0303noon_0009_0.jpg 1"],
-             "val": ["0000/0000_009_03_0303morning_0010_1.jpg 0"], "query": ["0000/0000_000_02_0113noon_0033_1.jpg 0"],
-             "gallery": ["0000/0000_001_11_0113noon_0066_0.jpg 0", "0005/0005_001_11_0113noon_0066_0.jpg 5"]}
+    lists = {
+        "train": ["0000/0000_000_01_0303morning_0008_0.jpg 0", "0001/0001_001_15_0303noon_0009_0.jpg 1"],
+        "val": ["0000/0000_009_03_0303morning_0010_1.jpg 0"],
+        "query": ["0000/0000_000_02_0113noon_0033_1.jpg 0"],
+        "gallery": ["0000/0000_001_11_0113noon_0066_0.jpg 0", "0005/0005_001_11_0113noon_0066_0.jpg 5"],
+    }
     for name, lines in lists.items():
         folder = train if name in ("train", "val") else test
         write_tree(root / folder, {})
@@ -117,8 +156,15 @@ def test_msmt17_lists_give_pid_and_camera_and_validation_joins_training(tmp_path
         datasets.load("msmt17", tmp_path)
 
 
-@pytest.mark.parametrize("name, words", [("market", "Market-1501-v15.09.15"), ("duke", "withdrawn by its authors"),
-                                         ("cuhk03", "CUHK03-NP"), ("msmt17", "MSMT17_V1")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("market", "Market-1501-v15.09.15"),
+        ("duke", "withdrawn by its authors"),
+        ("cuhk03", "CUHK03-NP"),
+        ("msmt17", "MSMT17_V1"),
+    ],
+)
 def test_missing_data_set_names_the_trees_the_source_and_the_stand_in(tmp_path, name, words):
     with pytest.raises(FileNotFoundError, match=words) as caught:
         datasets.load(name, tmp_path)
@@ -149,8 +195,10 @@ def test_empty_split_and_single_camera_are_errors(tmp_path):
     write_tree(tmp_path / "empty", {**MARKET, "query": []})
     with pytest.raises(ValueError, match="query has no images under"):
         datasets.load("market", tmp_path / "empty")
-    write_tree(tmp_path / "one", {**MARKET, "query": ["0001_c1s1_001051_00.jpg"],
-                                  "bounding_box_test": ["0001_c1s1_001976_01.jpg"]})
+    write_tree(
+        tmp_path / "one",
+        {**MARKET, "query": ["0001_c1s1_001051_00.jpg"], "bounding_box_test": ["0001_c1s1_001976_01.jpg"]},
+    )
     with pytest.raises(ValueError, match="all query and gallery images under .* have camera 1"):
         datasets.load("market", tmp_path / "one")
     with pytest.raises(ValueError, match="unknown data set 'marked'; known: market, duke"):
@@ -183,11 +231,21 @@ def test_order_does_not_depend_on_the_file_system_or_on_hashing(tmp_path, monkey
     monkeypatch.setattr(Path, "iterdir", lambda self: random.sample(entries := list(original(self)), len(entries)))
     for _ in range(5):
         assert datasets.load("market", tmp_path) == expected
-    code = ("import sys; sys.path.insert(0, sys.argv[1])\nimport warnings; warnings.simplefilter('ignore')\n"
-            "from common import datasets\nd = datasets.load('market', sys.argv[2])\n"
-            "print([s.path for s in d.train + d.query + d.gallery], d.digest())")
-    outputs = [subprocess.run([sys.executable, "-c", code, str(ROOT), str(tmp_path)], capture_output=True, text=True,
-                              check=True, env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")]
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nimport warnings; warnings.simplefilter('ignore')\n"
+        "from common import datasets\nd = datasets.load('market', sys.argv[2])\n"
+        "print([s.path for s in d.train + d.query + d.gallery], d.digest())"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(ROOT), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
     assert outputs[0] == outputs[1] and expected.digest() in outputs[0]
 
 
@@ -201,8 +259,9 @@ def test_digest_follows_names_and_sizes_but_not_the_place(tmp_path):
 def test_command_line_prints_statistics_and_check_finds_the_broken_image(tmp_path):
     write_tree(tmp_path, MARKET, pixels=True)
     module = [sys.executable, "-m", "common.datasets"]
-    run = lambda *words: subprocess.run([*module, *words, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True,
-                                        text=True)
+    run = lambda *words: subprocess.run(
+        [*module, *words, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert "gallery" in run("market").stdout
     good = run("check", "market")
     assert good.returncode == 0 and "9 images opened, 0 broken" in good.stdout

@@ -112,16 +112,19 @@ def test_empty_sets_give_empty_results():
     assert distances.knn(none, 2, y=x)[0].shape == (0, 2)
 
 
-@pytest.mark.parametrize("call,words", [
-    (lambda x: distances.pairwise(x, x, "manhattan"), "metric: 'manhattan' .*euclidean, sqeuclidean, cosine"),
-    (lambda x: distances.pairwise(x, x[:, :3]), "feature sizes differ, 4 and 3"),
-    (lambda x: distances.pairwise(x[0], x), r"x: expected 2-D .*\(4,\)"),
-    (lambda x: distances.knn(x, 0), "k: expected 1 <= k <= 6"),
-    (lambda x: distances.knn(x, 7), "k: expected 1 <= k <= 6"),
-    (lambda x: distances.knn(x, 3, y=x[:2]), "k: expected 1 <= k <= 2"),
-    (lambda x: distances.knn(x[:0], 1), "k: "),
-    (lambda x: distances.pairwise(x, x, chunk=0), "chunk: "),
-])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda x: distances.pairwise(x, x, "manhattan"), "metric: 'manhattan' .*euclidean, sqeuclidean, cosine"),
+        (lambda x: distances.pairwise(x, x[:, :3]), "feature sizes differ, 4 and 3"),
+        (lambda x: distances.pairwise(x[0], x), r"x: expected 2-D .*\(4,\)"),
+        (lambda x: distances.knn(x, 0), "k: expected 1 <= k <= 6"),
+        (lambda x: distances.knn(x, 7), "k: expected 1 <= k <= 6"),
+        (lambda x: distances.knn(x, 3, y=x[:2]), "k: expected 1 <= k <= 2"),
+        (lambda x: distances.knn(x[:0], 1), "k: "),
+        (lambda x: distances.pairwise(x, x, chunk=0), "chunk: "),
+    ],
+)
 def test_wrong_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(random_features(6, 4, 12))

@@ -114,8 +114,9 @@ def shell_calls(words, given):
             (Path(folder) / name).chmod(0o755)
         record = Path(folder) / "calls"
         place = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "RECORD": str(record), **given}
-        done = subprocess.run(["bash", *words], cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True,
-                              check=False)
+        done = subprocess.run(
+            ["bash", *words], cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"bash {shlex.join(words)}: {done.stderr}"
         return [call.split("\037") for call in record.read_text().split("\036")[:-1]]
 

@@ -31,7 +31,7 @@ def oracle(dist, q_pids, g_pids, q_cams, g_cams, max_rank):
         aps.append(sum(precisions) / hits if hits else np.nan)
         if hits:
             inps.append(hits / last)
-            cmc[first - 1:] += 1
+            cmc[first - 1 :] += 1
     return np.nanmean(aps), cmc / len(inps), np.mean(inps), np.array(aps)
 
 
@@ -152,15 +152,22 @@ def test_numpy_torch_and_other_dtypes_agree():
     rng = np.random.default_rng(4)
     query, gallery = rng.integers(-9, 9, (10, 6)), rng.integers(-9, 9, (50, 6))
     ids = market(10, 50, 4, 3)
-    results = [rank_metrics(as_(query), as_(gallery), *(kind(i) for i in ids)) for as_, kind in (
-        (lambda x: x.astype(np.float32), lambda i: i), (lambda x: x.astype(np.float64), list),
-        (lambda x: torch.from_numpy(x).half(), torch.from_numpy), (torch.from_numpy, lambda i: i.astype(np.int32)))]
+    results = [
+        rank_metrics(as_(query), as_(gallery), *(kind(i) for i in ids))
+        for as_, kind in (
+            (lambda x: x.astype(np.float32), lambda i: i),
+            (lambda x: x.astype(np.float64), list),
+            (lambda x: torch.from_numpy(x).half(), torch.from_numpy),
+            (torch.from_numpy, lambda i: i.astype(np.int32)),
+        )
+    ]
     assert len({r.mAP for r in results}) == 1 and len({r.mINP for r in results}) == 1
 
 
 def test_sorting_on_a_device_and_in_numpy_give_the_same_ranks(monkeypatch):
     """The CUDA branch sorts with torch; here it runs on the CPU."""
     from common import evaluation
+
     rng = np.random.default_rng(6)
     dist, ids = rng.integers(0, 20, (30, 100)).astype(np.float32), market(30, 100, 5, 7)
     ours = rank_metrics_from_distances(dist, *ids)
@@ -177,20 +184,23 @@ def features_and_ids():
     return [np.ones((3, 2), np.float32), np.ones((4, 2), np.float32), [1, 2, 3], [1, 2, 3, 4], [0] * 3, [1] * 4]
 
 
-@pytest.mark.parametrize("position,value,words", [
-    (0, np.ones((0, 2), np.float32), "query: empty|query_pids: 3 entries for 0 rows"),
-    (0, np.full((3, 2), np.nan, np.float32), "query: NaN, Inf or overflow in 3 of 3 rows, first row 0"),
-    (1, np.full((4, 2), np.inf, np.float32), "gallery: NaN, Inf or overflow in 4 of 4"),
-    (1, np.ones((4, 3), np.float32), "feature sizes differ, 2 and 3"),
-    (2, [1, 2], "query_pids: 2 entries for 3 rows of query"),
-    (3, [1, 2, 3], "gallery_pids: 3 entries for 4 rows of gallery"),
-    (4, [0], "query_camids: 1 entries for 3"),
-    (5, [0] * 5, "gallery_camids: 5 entries for 4"),
-    (2, [0.5, 1.0, 2.0], "query_pids: expected a 1-D integer array"),
-    (3, [7, 8, 9, 10], "no valid query"),
-    (5, [0] * 4, "no valid query"),
-    (3, [-1] * 4, "no valid query"),
-])
+@pytest.mark.parametrize(
+    "position,value,words",
+    [
+        (0, np.ones((0, 2), np.float32), "query: empty|query_pids: 3 entries for 0 rows"),
+        (0, np.full((3, 2), np.nan, np.float32), "query: NaN, Inf or overflow in 3 of 3 rows, first row 0"),
+        (1, np.full((4, 2), np.inf, np.float32), "gallery: NaN, Inf or overflow in 4 of 4"),
+        (1, np.ones((4, 3), np.float32), "feature sizes differ, 2 and 3"),
+        (2, [1, 2], "query_pids: 2 entries for 3 rows of query"),
+        (3, [1, 2, 3], "gallery_pids: 3 entries for 4 rows of gallery"),
+        (4, [0], "query_camids: 1 entries for 3"),
+        (5, [0] * 5, "gallery_camids: 5 entries for 4"),
+        (2, [0.5, 1.0, 2.0], "query_pids: expected a 1-D integer array"),
+        (3, [7, 8, 9, 10], "no valid query"),
+        (5, [0] * 4, "no valid query"),
+        (3, [-1] * 4, "no valid query"),
+    ],
+)
 def test_wrong_input_is_named(position, value, words):
     given = features_and_ids()
     given[position] = value

@@ -30,8 +30,15 @@ class Pictures:
 
 def network():
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2),
-                          nn.Flatten(), nn.Linear(32, 12))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+    )
     model[1].running_mean.normal_()
     return model
 
@@ -124,11 +131,16 @@ def test_bf16_is_near_and_answers_in_float32():
     torch.testing.assert_close(near, exact, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("change,words", [
-    (dict(amp="fp8"), "amp: expected one of off, bf16, fp16, got 'fp8'"), (dict(batch_size=0), "batch_size 0"),
-    (dict(images=Pictures(0)), "0 images"), (dict(rank=2, world_size=2), "rank 2 of 2"),
-    (dict(model=nn.Identity()), r"model: expected output \(9, D\) in eval mode, got \(9, 3, 16, 8\)"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(amp="fp8"), "amp: expected one of off, bf16, fp16, got 'fp8'"),
+        (dict(batch_size=0), "batch_size 0"),
+        (dict(images=Pictures(0)), "0 images"),
+        (dict(rank=2, world_size=2), "rank 2 of 2"),
+        (dict(model=nn.Identity()), r"model: expected output \(9, D\) in eval mode, got \(9, 3, 16, 8\)"),
+    ],
+)
 def test_wrong_input_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         extract(**({"model": network(), "images": Pictures(9)} | change))

@@ -139,6 +139,7 @@ def test_damaged_store_is_an_error_that_names_the_file(paths, tmp_path):
 def test_full_disk_names_path_and_bytes_and_leaves_nothing(paths, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="no space for 230,400 bytes.*--cache-dir") as caught:
         open_images(paths, 32, 16, cache_dir=tmp_path / "cache")
@@ -239,10 +240,15 @@ def test_label_maps_keep_their_values(tmp_path):
         open_images([str(tmp_path / "mask.png")], 20, 10, channels=1)
 
 
-@pytest.mark.parametrize("change, words", [(dict(cache="ram"), "cache 'ram' is not one of disk, device, off"),
-                                           (dict(interpolation="area"), "'area' is not one of bicubic"),
-                                           (dict(height=0), "150 images of 0x16"),
-                                           (dict(paths=[]), "0 images of 32x16")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(cache="ram"), "cache 'ram' is not one of disk, device, off"),
+        (dict(interpolation="area"), "'area' is not one of bicubic"),
+        (dict(height=0), "150 images of 0x16"),
+        (dict(paths=[]), "0 images of 32x16"),
+    ],
+)
 def test_bad_arguments_are_named(paths, change, words):
     with pytest.raises(ValueError, match=words):
         open_images(**{**dict(paths=paths, height=32, width=16), **change})

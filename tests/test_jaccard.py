@@ -75,9 +75,20 @@ def well_formed(matrix):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
-@pytest.mark.parametrize("n,k1,k2,chunk", [
-    (300, 30, 6, None), (300, 30, 6, 37), (150, 20, 1, None), (150, 10, 4, None), (100, 5, 3, 1), (60, 1, 1, None),
-    (40, 2, 5, None), (64, 3, 2, None), pytest.param(600, 30, 6, None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n,k1,k2,chunk",
+    [
+        (300, 30, 6, None),
+        (300, 30, 6, 37),
+        (150, 20, 1, None),
+        (150, 10, 4, None),
+        (100, 5, 3, 1),
+        (60, 1, 1, None),
+        (40, 2, 5, None),
+        (64, 3, 2, None),
+        pytest.param(600, 30, 6, None, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_loop_of_the_definition(n, k1, k2, chunk, device):
     x = clustered(n, seed=n + k1)
     ours = jaccard.jaccard_distance(x.to(device), k1, k2, chunk=chunk)
@@ -134,12 +145,15 @@ def test_blocks_of_any_size_and_threads_give_the_same_matrix(monkeypatch):
         np.testing.assert_array_equal(again.data, whole.data)
 
 
-@pytest.mark.parametrize("row,value,words", [
-    (4, float("nan"), "feats: NaN, Inf or overflow in 1 of 20 rows, first row 4"),
-    (7, float("inf"), "feats: NaN, Inf or overflow in 1 of 20 rows, first row 7"),
-    (3, 20.0, "feats: 1 of 20 rows are not of unit length, first row 3"),
-    (3, 0.0, "not of unit length"),
-])
+@pytest.mark.parametrize(
+    "row,value,words",
+    [
+        (4, float("nan"), "feats: NaN, Inf or overflow in 1 of 20 rows, first row 4"),
+        (7, float("inf"), "feats: NaN, Inf or overflow in 1 of 20 rows, first row 7"),
+        (3, 20.0, "feats: 1 of 20 rows are not of unit length, first row 3"),
+        (3, 0.0, "not of unit length"),
+    ],
+)
 def test_wrong_features_are_named(row, value, words):
     x = clustered(20)
     x[row] = value

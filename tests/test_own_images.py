@@ -172,9 +172,7 @@ def data_set(project, folder):
 
 @pytest.mark.filterwarnings("ignore:.*instead of the published")
 @pytest.mark.parametrize("project", PROJECTS)
-def test_features_of_a_data_set_carry_its_identities_and_equal_those_of_its_folder(
-    project, weights, tmp_path
-):
+def test_features_of_a_data_set_carry_its_identities_and_equal_those_of_its_folder(project, weights, tmp_path):
     words = data_set(project, tmp_path / "data")
     place = [] if project == "pixel_sampling" else ["--out", tmp_path / ("a.png" if project == "prsnet" else "out")]
     go(project, "--weights", weights(project), "--export-features", tmp_path, "-j", 1, "--cache-dir", tmp_path, *words,

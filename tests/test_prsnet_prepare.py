@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from conftest import write_market
 from PIL import Image
 
 from common import datasets
 from common.synthetic import street
-from conftest import write_market
 from prsnet import annotations, keypoints, prepare
 
 

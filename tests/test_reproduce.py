@@ -223,9 +223,7 @@ def test_list_shows_rows_flags_and_paper(root, capsys):
     assert reproduce.main(["--list"], root) == 0
     said = capsys.readouterr().out
     assert (
-        "fake/table2/market: train.py --dataset market" in said
-        and "paper: mAP 78.8" in said
-        and "row pretrain" in said
+        "fake/table2/market: train.py --dataset market" in said and "paper: mAP 78.8" in said and "row pretrain" in said
     )
     assert reproduce.main(["--list", "fake/table4"], root) == 0
     assert "pretrain:" not in capsys.readouterr().out

@@ -20,8 +20,8 @@ def oracle(query, gallery, k1, k2, lambda_value):
     rank = np.argsort(ordered, axis=1, kind="stable")
 
     def reciprocal(i, k):
-        forward = rank[i, :k + 1]
-        return [j for j in forward if i in rank[j, :k + 1]]
+        forward = rank[i, : k + 1]
+        return [j for j in forward if i in rank[j, : k + 1]]
 
     v = np.zeros((n, n))
     for i in range(n):
@@ -53,8 +53,10 @@ def case(num_query, num_gallery, d=24, ids=8, noise=0.6, seed=0):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
-@pytest.mark.parametrize("k1,k2,lambda_value,chunk", [
-    (20, 6, 0.3, None), (20, 6, 0.3, 9), (20, 1, 0.3, None), (7, 3, 0.0, None), (10, 4, 1.0, 1), (5, 2, 0.5, None)])
+@pytest.mark.parametrize(
+    "k1,k2,lambda_value,chunk",
+    [(20, 6, 0.3, None), (20, 6, 0.3, 9), (20, 1, 0.3, None), (7, 3, 0.0, None), (10, 4, 1.0, 1), (5, 2, 0.5, None)],
+)
 def test_equals_loop_of_the_published_algorithm(k1, k2, lambda_value, chunk, device):
     query, gallery = case(20, 110, seed=k1)
     expected = oracle(query, gallery, k1, k2, lambda_value)
@@ -99,13 +101,18 @@ def test_kind_of_the_answer_is_that_of_the_query():
     np.testing.assert_array_equal(as_torch.numpy(), jaccard.re_rank(query, gallery))
 
 
-@pytest.mark.parametrize("change,words", [
-    (dict(k1=0), "k1: "), (dict(k2=0), "k2: "), (dict(lambda_value=1.5), "lambda_value: expected a value in"),
-    (dict(gallery=np.zeros((0, 24), np.float32)), "gallery: empty"),
-    (dict(query=np.zeros((0, 24), np.float32)), "query: empty"),
-    (dict(query=np.full((2, 24), np.nan, np.float32)), "query: NaN"),
-    (dict(gallery=np.zeros((3, 5), np.float32)), "feature sizes differ, 24 and 5"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(k1=0), "k1: "),
+        (dict(k2=0), "k2: "),
+        (dict(lambda_value=1.5), "lambda_value: expected a value in"),
+        (dict(gallery=np.zeros((0, 24), np.float32)), "gallery: empty"),
+        (dict(query=np.zeros((0, 24), np.float32)), "query: empty"),
+        (dict(query=np.full((2, 24), np.nan, np.float32)), "query: NaN"),
+        (dict(gallery=np.zeros((3, 5), np.float32)), "feature sizes differ, 24 and 5"),
+    ],
+)
 def test_wrong_input_is_named(change, words):
     query, gallery = case(4, 30)
     with pytest.raises(ValueError, match=words):

@@ -40,9 +40,9 @@ def test_paper_defaults_follow_the_mode_and_data():
     assert train.parse_args(["--batch-size", "256", "--num-instances", "16"]).iters == 200
 
 
-@pytest.mark.parametrize("row, sentence", [
-    ({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string"),
-])
+@pytest.mark.parametrize(
+    "row, sentence", [({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string")]
+)
 def test_rows_with_mistakes_are_refused(tmp_path, row, sentence):
     (tmp_path / "experiments.yaml").write_text(json.dumps({"table1/a": row}))
     with pytest.raises(ValueError, match=sentence):

@@ -84,8 +84,10 @@ def test_ranks_share_the_global_batch_in_whole_identities():
     labels, camids = random_labels()
     whole = identity_batches(labels, 16, 8, camids=camids, iters=12, seed=1, epoch=4)
     for world_size in (2, 4, 16):
-        parts = [identity_batches(labels, 16, 8, camids=camids, iters=12, seed=1, epoch=4, rank=rank,
-                                  world_size=world_size) for rank in range(world_size)]
+        parts = [
+            identity_batches(labels, 16, 8, camids=camids, iters=12, seed=1, epoch=4, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
         assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 

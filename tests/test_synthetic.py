@@ -86,6 +86,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
         if len(calls) == 5:
             raise KeyboardInterrupt
         return draw(name, item, seed)
+
     monkeypatch.setattr(layouts, "draw", failing)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write("market", tmp_path, workers=1)
@@ -105,9 +106,14 @@ def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_kept(tm
     assert not dead.exists() and alive.exists()
 
 
-@pytest.mark.parametrize("name, size, seed, message", [("markt", "small", 0, "choose from market"),
-                                                       ("market", "tiny", 0, "choose from small"),
-                                                       ("market", "small", -1, "negative")])
+@pytest.mark.parametrize(
+    "name, size, seed, message",
+    [
+        ("markt", "small", 0, "choose from market"),
+        ("market", "tiny", 0, "choose from small"),
+        ("market", "small", -1, "negative"),
+    ],
+)
 def test_wrong_arguments_are_named(tmp_path, name, size, seed, message):
     with pytest.raises(ValueError, match=message):
         synthetic.write(name, tmp_path, size, seed)
@@ -130,10 +136,14 @@ def test_options_of_jpeg_go_to_jpeg_files_alone(tmp_path, monkeypatch, capfd):
 
 
 def test_command_line_explains_wrong_names_in_one_line(tmp_path):
-    for words in (["nobody", "--out", str(tmp_path)], ["market", "--out", str(tmp_path), "--size", "huge"],
-                  ["sheet", "--out", str(tmp_path / "sheet.txt")]):
-        done = subprocess.run([sys.executable, "-m", "common.synthetic", *words], cwd=ROOT, capture_output=True,
-                              text=True)
+    for words in (
+        ["nobody", "--out", str(tmp_path)],
+        ["market", "--out", str(tmp_path), "--size", "huge"],
+        ["sheet", "--out", str(tmp_path / "sheet.txt")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "common.synthetic", *words], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
@@ -141,8 +151,14 @@ def test_command_line_explains_wrong_names_in_one_line(tmp_path):
 FULL = {
     "market": {"bounding_box_train": 12936, "query": 3368, "bounding_box_test": 19732},
     "duke": {"bounding_box_train": 16522, "query": 2228, "bounding_box_test": 17661},
-    "cuhk03": {"labeled/bounding_box_train": 7368, "labeled/query": 1400, "labeled/bounding_box_test": 5328,
-               "detected/bounding_box_train": 7365, "detected/query": 1400, "detected/bounding_box_test": 5332},
+    "cuhk03": {
+        "labeled/bounding_box_train": 7368,
+        "labeled/query": 1400,
+        "labeled/bounding_box_test": 5328,
+        "detected/bounding_box_train": 7365,
+        "detected/query": 1400,
+        "detected/bounding_box_test": 5332,
+    },
     "msmt17": {"train": 32621, "test": 11659 + 82161},
 }
 PEOPLE = {"market": (751, 750), "duke": (702, 702), "cuhk03": (767, 700), "msmt17": (1041, 3060)}
@@ -166,7 +182,11 @@ def test_full_plan_has_the_published_counts(name):
     if name == "msmt17":
         lines = {path: text.splitlines() for path, text in texts.items()}
         assert {path: len(text) for path, text in lines.items()} == {
-            "list_train.txt": 30248, "list_val.txt": 2373, "list_query.txt": 11659, "list_gallery.txt": 82161}
+            "list_train.txt": 30248,
+            "list_val.txt": 2373,
+            "list_query.txt": 11659,
+            "list_gallery.txt": 82161,
+        }
         listed = [f"train/{line.split()[0]}" for line in lines["list_train.txt"] + lines["list_val.txt"]]
         listed += [f"test/{line.split()[0]}" for line in lines["list_query.txt"] + lines["list_gallery.txt"]]
         assert sorted(listed) == [item.path for item in items]
@@ -175,10 +195,16 @@ def test_full_plan_has_the_published_counts(name):
 @pytest.mark.parametrize("name", FULL)  # SYSU-MM01 and RegDB name no queries: tests/test_dapg_data.py
 def test_every_query_has_a_match_in_another_camera(name):
     items, texts = layouts.plan(name, "small", 4)
-    queries = {f"test/{line.split()[0]}" for line in texts["list_query.txt"].splitlines()} if texts else {
-        item.path for item in items if "query" in item.path}
-    gallery = {(item.path.split("/")[0] if name == "cuhk03" else "", item.person, item.source) for item in items
-               if item.path not in queries and "train" not in item.path and item.kind in ("box", "tight")}
+    queries = (
+        {f"test/{line.split()[0]}" for line in texts["list_query.txt"].splitlines()}
+        if texts
+        else {item.path for item in items if "query" in item.path}
+    )
+    gallery = {
+        (item.path.split("/")[0] if name == "cuhk03" else "", item.person, item.source)
+        for item in items
+        if item.path not in queries and "train" not in item.path and item.kind in ("box", "tight")
+    }
     for item in items:
         if item.path in queries:
             part = item.path.split("/")[0] if name == "cuhk03" else ""
@@ -212,10 +238,17 @@ def test_shapes_and_types_are_as_documented():
 def test_seen_key_points_lie_on_their_own_parts():
     upper, bags = {4, 7, 17}, {16}
     legs = {5, 6, 7, 4, 12, 13, 9, 10}
-    belongs = {"nose": {11, 3, 2}, "eye": {11, 3, 2, 1}, "ear": {11, 2, 1, 3},
-               "shoulder": upper | {14, 15, 11, 2} | bags, "elbow": upper | {14, 15},
-               "wrist": upper | {14, 15}, "hip": upper | legs | {8} | bags, "knee": legs,
-               "ankle": legs}
+    belongs = {
+        "nose": {11, 3, 2},
+        "eye": {11, 3, 2, 1},
+        "ear": {11, 2, 1, 3},
+        "shoulder": upper | {14, 15, 11, 2} | bags,
+        "elbow": upper | {14, 15},
+        "wrist": upper | {14, 15},
+        "hip": upper | legs | {8} | bags,
+        "knee": legs,
+        "ankle": legs,
+    }
     wrong = seen = 0
     for key in range(40):
         view = View(yaw=key * pi / 8, phase=key * 0.7, height=384, width=192)
@@ -245,8 +278,18 @@ def test_left_is_left_and_faces_are_seen_only_from_the_front():
 def test_parsing_covers_the_person_and_nothing_else():
     identity, outfit = dressed(8)
     plain = camera(np.random.default_rng(5))._replace(resolution=1.0, blur=0.0, noise=0.0)
-    one, two = (render.person(identity._replace(skin=tone, hair=tone), outfit, View(), plain, np.random.default_rng(1),
-                              compress=False, companions=False) for tone in ((0.9, 0.7, 0.6), (0.3, 0.2, 0.15)))
+    one, two = (
+        render.person(
+            identity._replace(skin=tone, hair=tone),
+            outfit,
+            View(),
+            plain,
+            np.random.default_rng(1),
+            compress=False,
+            companions=False,
+        )
+        for tone in ((0.9, 0.7, 0.6), (0.3, 0.2, 0.15))
+    )
     changed = (one.image.astype(int) - two.image).any(-1)
     bare = np.isin(one.parsing, (2, 11, 12, 13, 14, 15))
     near = cv2.dilate(bare.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
@@ -273,8 +316,12 @@ def test_change_of_clothes_keeps_hair_face_and_shoes():
 def test_infrared_and_thermal_do_not_know_garment_colours():
     for key in range(6):
         identity, outfit = dressed(20 + key)
-        dyed = outfit._replace(**{part: getattr(outfit, part)._replace(
-            colour=(0.9, 0.1, 0.2), second=(0.1, 0.9, 0.3), pattern="checks") for part in ("upper", "inner", "lower")})
+        dyed = outfit._replace(
+            **{
+                part: getattr(outfit, part)._replace(colour=(0.9, 0.1, 0.2), second=(0.1, 0.9, 0.3), pattern="checks")
+                for part in ("upper", "inner", "lower")
+            }
+        )
         one, two = shot(identity, outfit), shot(identity, dyed)
         assert not np.array_equal(one.image, two.image)
         assert np.array_equal(one.infrared, two.infrared) and np.array_equal(one.thermal, two.thermal)
@@ -307,8 +354,10 @@ def test_cut_off_boxes_mark_key_points_outside():
 def test_openpose_points_are_coco_points_in_order_with_a_neck():
     coco = np.stack([np.arange(17.0), np.arange(17.0) * 2, np.full(17, 2.0)], 1)
     points = render.openpose(coco)
-    names = ("nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip "
-             "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear").split()
+    names = (
+        "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip "
+        "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear"
+    ).split()
     for name, point in zip(names, points):
         expected = coco[5] / 2 + coco[6] / 2 if name == "neck" else coco[body.COCO.index(name)]
         assert np.array_equal(point, expected)
@@ -322,6 +371,7 @@ def test_frames_of_one_walk_are_nearer_to_each_other_than_to_another_walk():
         view = look(eye, np.random.default_rng(walk), np.random.default_rng([walk, index + 1]), index, 128, 64)
         out = render.person(identity, outfit, view, eye, np.random.default_rng([walk, index + 9]), companions=False)
         return cv2.GaussianBlur(out.image, (0, 0), 3).astype(float)
+
     for walk in range(3):
         within = np.abs(frame(walk, 0) - frame(walk, 1)).mean()
         across = np.mean([np.abs(frame(walk, 0) - frame(other, 0)).mean() for other in range(20, 26)])

@@ -34,8 +34,9 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 def test_normalize_equals_torchvision_for_bytes_and_floats():
     images = random_images()
-    expected = torch.stack([classic.Normalize(T.IMAGENET_MEAN, T.IMAGENET_STD)(classic.ToTensor()(pil(image)))
-                            for image in images])
+    expected = torch.stack(
+        [classic.Normalize(T.IMAGENET_MEAN, T.IMAGENET_STD)(classic.ToTensor()(pil(image))) for image in images]
+    )
     assert T.normalize(images).dtype == torch.float32
     torch.testing.assert_close(T.normalize(images), expected, atol=2e-6, rtol=0)
     torch.testing.assert_close(T.normalize(images.float() / 255), expected, atol=2e-6, rtol=0)
@@ -56,8 +57,9 @@ def test_flip_and_pad_crop_equal_pil_for_the_same_parameters(pad, kind):
         assert torch.equal(tensor(expected), out.to(torch.uint8))
 
 
-@pytest.mark.parametrize("name, resample", [("bilinear", Image.Resampling.BILINEAR),
-                                            ("bicubic", Image.Resampling.BICUBIC)])
+@pytest.mark.parametrize(
+    "name, resample", [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
 def test_resized_crop_equals_pil_for_the_same_boxes(name, resample):
     images = random_images(40, 40, 24)
     boxes = T.draw_crops(40, 40, 24, generator(), (0.05, 1.0), (0.3, 2.0))
@@ -103,15 +105,21 @@ def test_erase_overwrites_exactly_the_box_with_the_fill():
     boxes = torch.tensor([[2, 3, 10, 5], [0, 0, 0, 0], [30, 15, 2, 1]])
     expected = images.clone()
     for image, (top, left, height, width) in zip(expected, boxes.tolist()):
-        image[:, top:top + height, left:left + width] = torch.tensor(T.IMAGENET_MEAN)[:, None, None]
+        image[:, top : top + height, left : left + width] = torch.tensor(T.IMAGENET_MEAN)[:, None, None]
     assert torch.equal(T.erase(images.clone(), boxes, T.IMAGENET_MEAN), expected)
     noise = T.erase(images.clone(), boxes, "random", generator(1))
     assert torch.equal(noise[1], images[1]) and (noise[0, :, 2:12, 3:8] != images[0, :, 2:12, 3:8]).all()
 
 
-@pytest.mark.parametrize("step, oracle, low, high", [
-    (T.adjust_brightness, TF.adjust_brightness, 0, 2), (T.adjust_contrast, TF.adjust_contrast, 0, 2),
-    (T.adjust_saturation, TF.adjust_saturation, 0, 2), (T.adjust_hue, TF.adjust_hue, -0.5, 0.5)])
+@pytest.mark.parametrize(
+    "step, oracle, low, high",
+    [
+        (T.adjust_brightness, TF.adjust_brightness, 0, 2),
+        (T.adjust_contrast, TF.adjust_contrast, 0, 2),
+        (T.adjust_saturation, TF.adjust_saturation, 0, 2),
+        (T.adjust_hue, TF.adjust_hue, -0.5, 0.5),
+    ],
+)
 def test_colour_steps_equal_torchvision(step, oracle, low, high):
     images = random_images(16).float() / 255
     images[0] = 0.5  # no chroma
@@ -161,14 +169,24 @@ def test_erasing_boxes_follow_torchvisions_distribution(height, width):
     boxes = T.draw_erasing(number, height, width, generator(), 1.0).double().numpy()
     torch.manual_seed(0)
     image = torch.zeros(3, height, width)
-    params = np.array([classic.RandomErasing.get_params(image, (0.02, 0.4), (0.3, 10 / 3), [0.0])[:4]
-                       for _ in range(number)], dtype=np.float64)
+    params = np.array(
+        [classic.RandomErasing.get_params(image, (0.02, 0.4), (0.3, 10 / 3), [0.0])[:4] for _ in range(number)],
+        dtype=np.float64,
+    )
     kept, wanted = boxes[boxes[:, 2] > 0], params[params[:, 2] < height]
     assert abs(len(kept) - len(wanted)) <= 4 * math.sqrt(number * 0.01) + 1
+
     def features(b):
         room = np.maximum(height - b[:, 2], 1), np.maximum(width - b[:, 3], 1)
-        return {"area": b[:, 2] * b[:, 3], "ratio": b[:, 2] / b[:, 3], "top": b[:, 0], "left": b[:, 1],
-                "relative top": b[:, 0] / room[0], "relative left": b[:, 1] / room[1]}
+        return {
+            "area": b[:, 2] * b[:, 3],
+            "ratio": b[:, 2] / b[:, 3],
+            "top": b[:, 0],
+            "left": b[:, 1],
+            "relative top": b[:, 0] / room[0],
+            "relative left": b[:, 1] / room[1],
+        }
+
     for (name, ours), theirs in zip(features(kept).items(), features(wanted).values()):
         assert stats.ks_2samp(ours, theirs).pvalue > 1e-3, name
 
@@ -176,6 +194,7 @@ def test_erasing_boxes_follow_torchvisions_distribution(height, width):
 def test_erasing_that_seldom_fits_gives_up_after_ten_attempts_like_a_loop():
     area, ratio, size, number = (0.5, 0.9), (0.05, 20.0), (16, 16), 6000
     rng = np.random.default_rng(0)
+
     def loop() -> bool:
         for _ in range(10):
             share = rng.uniform(*area) * 256
@@ -183,6 +202,7 @@ def test_erasing_that_seldom_fits_gives_up_after_ten_attempts_like_a_loop():
             if round(math.sqrt(share * aspect)) < size[0] and round(math.sqrt(share / aspect)) < size[1]:
                 return True
         return False
+
     expected = sum(loop() for _ in range(number)) / number
     got = (T.draw_erasing(number, *size, generator(), 1.0, area, ratio)[:, 2] > 0).double().mean().item()
     assert 0.05 < expected < 0.95 and abs(got - expected) < 5 * math.sqrt(2 * expected * (1 - expected) / number)
@@ -192,20 +212,23 @@ def test_erasing_probability_and_uniform_law():
     boxes = T.draw_erasing(8000, 256, 128, generator(), 0.5)
     assert abs((boxes[:, 2] > 0).double().mean().item() - 0.5) < 4 * math.sqrt(0.25 / 8000)
     rng = np.random.default_rng(0)
+
     def loop() -> tuple[int, int]:
         while True:
             share, aspect = rng.uniform(0.02, 0.4) * 256 * 128, rng.uniform(0.3, 10 / 3)
             size = round(math.sqrt(share * aspect)), round(math.sqrt(share / aspect))
             if size[0] < 256 and size[1] < 128:
                 return size
+
     expected = np.array([loop() for _ in range(4000)])
     got = T.draw_erasing(4000, 256, 128, generator(), 1.0, law="uniform").double().numpy()
     for column in (0, 1):
         assert stats.ks_2samp(got[:, 2 + column], expected[:, column]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("height, width, ratio", [(256, 128, (3 / 4, 4 / 3)), (32, 32, (0.5, 2.0)),
-                                                  (8, 40, (3 / 4, 4 / 3))])
+@pytest.mark.parametrize(
+    "height, width, ratio", [(256, 128, (3 / 4, 4 / 3)), (32, 32, (0.5, 2.0)), (8, 40, (3 / 4, 4 / 3))]
+)
 def test_crops_follow_torchvisions_distribution(height, width, ratio):
     boxes = T.draw_crops(3000, height, width, generator(), (0.2, 1.0), ratio).double().numpy()
     torch.manual_seed(0)
@@ -280,7 +303,7 @@ def test_the_lineages_list_equals_pil_given_the_same_draws():
         y, x = int(geometry.top[i]), int(geometry.left[i])
         expected = to_tensor(ImageOps.expand(image, 10).crop((x, y, x + 32, y + 64)))
         top, left, height, width = boxes[i].tolist()
-        expected[:, top:top + height, left:left + width] = torch.tensor(T.IMAGENET_MEAN)[:, None, None]
+        expected[:, top : top + height, left : left + width] = torch.tensor(T.IMAGENET_MEAN)[:, None, None]
         torch.testing.assert_close(got[i], expected, atol=2e-6, rtol=0)
 
 

@@ -19,6 +19,7 @@ from common.datasets import luperson
 
 CHUNK = 4096  # paths handed to the threads at a time
 
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m common.datasets", description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="+", metavar="[check] NAME", help=f"one of {', '.join(datasets.NAMES)}")

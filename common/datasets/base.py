@@ -6,9 +6,10 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,8 +47,10 @@ class Dataset:
 
     def statistics(self) -> str:
         """Table of images, ids and cameras of each split; junk and distractors are counted apart and are no ids."""
-        lines = [f"{self.name} ({self.kind}) {self.root}",
-                 f"{'split':<8} {'images':>8} {'ids':>6} {'cameras':>8} {'distractors':>12} {'junk':>6}"]
+        lines = [
+            f"{self.name} ({self.kind}) {self.root}",
+            f"{'split':<8} {'images':>8} {'ids':>6} {'cameras':>8} {'distractors':>12} {'junk':>6}",
+        ]
         for split in SPLITS:
             samples = getattr(self, split)
             images, ids, cameras = counts(samples)
@@ -64,11 +67,16 @@ class Dataset:
             images, ids, cameras = counts(getattr(self, split))
             found = images, ids - (split == "gallery" and zero_is_distractor(self)), cameras
             if found != expected and self.kind == "real":
-                messages.append(f"{split} has {found[0]} images, {found[1]} ids, {found[2]} cameras instead of the "
-                                f"published {expected[0]}, {expected[1]}, {expected[2]}")
+                messages.append(
+                    f"{split} has {found[0]} images, {found[1]} ids, {found[2]} cameras instead of the "
+                    f"published {expected[0]}, {expected[1]}, {expected[2]}"
+                )
         if messages:
-            warnings.warn(f"{self.name} under {self.root}: {'; '.join(messages)} (junk left out); results will not be "
-                          f"comparable, so check the download", stacklevel=2)
+            warnings.warn(
+                f"{self.name} under {self.root}: {'; '.join(messages)} (junk left out); results will not be "
+                f"comparable, so check the download",
+                stacklevel=2,
+            )
         return messages
 
     def digest(self) -> str:
@@ -99,8 +107,9 @@ def labels(samples: list[Sample]) -> np.ndarray:
     return np.unique(pids, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
-def find_root(name: str, data_dir: str | Path, trees: tuple[str, ...], layouts: tuple[tuple[str, ...], ...],
-              source: str) -> tuple[Path, tuple[str, ...]]:
+def find_root(
+    name: str, data_dir: str | Path, trees: tuple[str, ...], layouts: tuple[tuple[str, ...], ...], source: str
+) -> tuple[Path, tuple[str, ...]]:
     """First of data_dir/tree, then data_dir itself, that holds every path of one of the layouts, and that layout.
 
     Raises: FileNotFoundError that names the trees tried, or what is missing from a tree that has a part of a layout.
@@ -135,8 +144,11 @@ def image_files(folder: Path) -> list[Path]:
     harmless."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     kept = [e for e in entries if e.name.lower() not in HARMLESS and not e.name.startswith("._")]
-    refuse(folder, [e.name for e in kept if e.suffix.lower() not in SUFFIXES or e.is_dir()],
-           f"no image file ({', '.join(SUFFIXES)})")
+    refuse(
+        folder,
+        [e.name for e in kept if e.suffix.lower() not in SUFFIXES or e.is_dir()],
+        f"no image file ({', '.join(SUFFIXES)})",
+    )
     return kept
 
 
@@ -145,15 +157,20 @@ def scan(folder: Path, pattern: re.Pattern, to_sample: Callable[[Path, re.Match]
     pattern."""
     files = image_files(folder)
     matches = [pattern.match(file.name) for file in files]
-    refuse(folder, [file.name for file, match in zip(files, matches) if match is None],
-           f"not named as the data set names its images ({pattern.pattern})")
+    refuse(
+        folder,
+        [file.name for file, match in zip(files, matches) if match is None],
+        f"not named as the data set names its images ({pattern.pattern})",
+    )
     return [to_sample(file, match) for file, match in zip(files, matches)]
 
 
 def scan_boxes(root: Path, pattern: re.Pattern) -> dict[str, list[Sample]]:
     """The three lists of a tree in Market-1501's layout; the pattern's groups are pid and camera (from 1)."""
+
     def to_sample(file: Path, match: re.Match) -> Sample:
         return Sample(str(file), int(match[1]), int(match[2]) - 1)
+
     return {split: scan(root / folder, pattern, to_sample) for split, folder in BOX_FOLDERS.items()}
 
 
@@ -164,8 +181,9 @@ def refuse(folder: Path, names: list[str], why: str) -> None:
         raise ValueError(f"{folder}: {shown}: {why}; rename or remove what does not belong there")
 
 
-def assemble(name: str, root: Path, splits: dict[str, list[Sample]],
-             published: dict[str, tuple[int, int, int]]) -> Dataset:
+def assemble(
+    name: str, root: Path, splits: dict[str, list[Sample]], published: dict[str, tuple[int, int, int]]
+) -> Dataset:
     """Dataset from its three lists, sorted, checked at the door; warns about counts off the published table.
 
     Raises: ValueError for a split without images, a camera number below 1 in a name, or a single camera in query and
@@ -179,10 +197,14 @@ def assemble(name: str, root: Path, splits: dict[str, list[Sample]],
         refuse(root, negative, "camera 0 in the file name, cameras count from 1")
     if len({s.camid for s in splits["query"] + splits["gallery"]}) == 1:
         only = splits["query"][0].camid + 1
-        raise ValueError(f"{name}: all query and gallery images under {root} have camera {only}, so no query has a "
-                         f"match on another camera; check the camera numbers in the file names")
-    ordered = {split: sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
-               for split, samples in splits.items()}
+        raise ValueError(
+            f"{name}: all query and gallery images under {root} have camera {only}, so no query has a "
+            f"match on another camera; check the camera numbers in the file names"
+        )
+    ordered = {
+        split: sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
+        for split, samples in splits.items()
+    }
     data = Dataset(name, root, kind_of(root), ordered["train"], ordered["query"], ordered["gallery"], published)
     data.check()
     return data

@@ -18,8 +18,10 @@ TREES = ("cuhk03-np", "cuhk03_np", "cuhk03", "CUHK03")
 SOURCE = "get CUHK03-NP (new protocol) from the person-re-ranking repository of Zhong et al. and put it there"
 PATTERN = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
 ORIGINAL = re.compile(r"\d+_\d+_([12])_\d+\.")
-PUBLISHED = {"detected": {"train": (7365, 767, 2), "query": (1400, 700, 2), "gallery": (5332, 700, 2)},
-             "labeled": {"train": (7368, 767, 2), "query": (1400, 700, 2), "gallery": (5328, 700, 2)}}
+PUBLISHED = {
+    "detected": {"train": (7365, 767, 2), "query": (1400, 700, 2), "gallery": (5332, 700, 2)},
+    "labeled": {"train": (7368, 767, 2), "query": (1400, 700, 2), "gallery": (5328, 700, 2)},
+}
 
 
 def load(data_dir: str | Path, split: str = "detected") -> Dataset:
@@ -56,5 +58,7 @@ def read_lists(file: Path, folder: Path) -> dict[str, list[Sample]]:
     present = {file.name for file in folder.iterdir()}
     missing = [names[i] for part in chosen.values() for i in part if names[i] not in present]
     refuse(folder, missing, f"listed in {file} but not there")
-    return {part: [Sample(str(folder / names[i]), int(pids[i]), int(ORIGINAL.match(names[i])[1]) - 1) for i in indices]
-            for part, indices in chosen.items()}
+    return {
+        part: [Sample(str(folder / names[i]), int(pids[i]), int(ORIGINAL.match(names[i])[1]) - 1) for i in indices]
+        for part, indices in chosen.items()
+    }

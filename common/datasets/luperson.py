@@ -75,8 +75,10 @@ def environment(path: str, process: int):
     try:
         import lmdb
     except ImportError as error:
-        raise ValueError(f"luperson: {path} is an LMDB and the package lmdb is not installed; run pip install lmdb, or "
-                         "unpack the images into a folder LUPerson/ instead") from error
+        raise ValueError(
+            f"luperson: {path} is an LMDB and the package lmdb is not installed; run pip install lmdb, or "
+            "unpack the images into a folder LUPerson/ instead"
+        ) from error
     return lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False, meminit=False)
 
 

@@ -40,8 +40,11 @@ def read_lists(root: Path, train: str, test: str, combine: bool) -> dict[str, li
     training = read_list(root / "list_train.txt", root / train)
     if combine:
         training += read_list(root / "list_val.txt", root / train)
-    return {"train": training, "query": read_list(root / "list_query.txt", root / test),
-            "gallery": read_list(root / "list_gallery.txt", root / test)}
+    return {
+        "train": training,
+        "query": read_list(root / "list_query.txt", root / test),
+        "gallery": read_list(root / "list_gallery.txt", root / test),
+    }
 
 
 def read_list(file: Path, folder: Path) -> list[Sample]:
@@ -49,6 +52,7 @@ def read_list(file: Path, folder: Path) -> list[Sample]:
     name."""
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     matches = [LINE.fullmatch(line) for line in lines]
-    refuse(file, [line for line, match in zip(lines, matches) if not match],
-           "not a line like '0000/0000_000_01_x.jpg 0'")
+    refuse(
+        file, [line for line, match in zip(lines, matches) if not match], "not a line like '0000/0000_000_01_x.jpg 0'"
+    )
     return [Sample(str(folder / match[1]), int(match[3]), int(match[2]) - 1) for match in matches]

@@ -18,14 +18,7 @@ import numpy as np
 import torch
 
 from common import distances, evaluation
-from common.datasets.base import (
-    Dataset,
-    Sample,
-    assemble,
-    find_root,
-    image_files,
-    refuse,
-)
+from common.datasets.base import Dataset, Sample, assemble, find_root, image_files, refuse
 
 TREES = ("prcc", "PRCC")
 LAYOUT = ("rgb/train", "rgb/test")

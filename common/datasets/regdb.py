@@ -34,14 +34,25 @@ def load(data_dir: str | Path, split: int = 1) -> Dataset:
         visible, thermal = ({s.pid for s in parts[part, word]} for word in MODALITIES)
         if visible != thermal:
             lonely = sorted(visible ^ thermal)
-            raise ValueError(f"regdb: split {split}, {part}: {len(lonely)} ids have images in one modality only: "
-                             f"{lonely[:8]}; the index files do not belong together")
+            raise ValueError(
+                f"regdb: split {split}, {part}: {len(lonely)} ids have images in one modality only: "
+                f"{lonely[:8]}; the index files do not belong together"
+            )
     files = [{s.path for word in MODALITIES for s in parts[part, word]} for part in ("train", "test")]
     if files[0] & files[1]:
-        raise ValueError(f"regdb: split {split}: {len(files[0] & files[1])} images are in train and in test, first "
-                         f"{min(files[0] & files[1])}; the index files do not belong together")
-    data = Dataset("regdb", root, kind_of(root), parts["train", "visible"] + parts["train", "thermal"],
-                   parts["test", "visible"], parts["test", "thermal"], PUBLISHED)
+        raise ValueError(
+            f"regdb: split {split}: {len(files[0] & files[1])} images are in train and in test, first "
+            f"{min(files[0] & files[1])}; the index files do not belong together"
+        )
+    data = Dataset(
+        "regdb",
+        root,
+        kind_of(root),
+        parts["train", "visible"] + parts["train", "thermal"],
+        parts["test", "visible"],
+        parts["test", "thermal"],
+        PUBLISHED,
+    )
     data.train.sort(key=lambda s: Path(s.path).relative_to(root).as_posix())
     data.check()
     return data
@@ -72,5 +83,6 @@ def index_file(root: Path, part: str, word: str, split: int) -> list[Sample]:
 def metrics(query, gallery, query_pids, gallery_pids) -> evaluation.RankMetrics:
     """Ordinary CMC and mAP without a camera rule, cosine similarity; either modality may be the query."""
     cameras = np.zeros(len(query_pids), np.int64), np.ones(len(gallery_pids), np.int64)
-    return evaluation.rank_metrics(query, gallery, np.asarray(query_pids), np.asarray(gallery_pids), *cameras,
-                                   metric="cosine")
+    return evaluation.rank_metrics(
+        query, gallery, np.asarray(query_pids), np.asarray(gallery_pids), *cameras, metric="cosine"
+    )

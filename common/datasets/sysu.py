@@ -43,8 +43,10 @@ def load(data_dir: str | Path) -> Dataset:
         for modality, word in (("ir", "infrared"), ("rgb", "visible")):
             missing = sorted(set(wanted) - {s.pid for s in found if s.modality == modality})
             if missing:
-                raise ValueError(f"sysu: {len(missing)} {name} ids have no {word} images under {root}: "
-                                 f"{', '.join(f'{pid:04d}' for pid in missing[:8])}; the copy is incomplete")
+                raise ValueError(
+                    f"sysu: {len(missing)} {name} ids have no {word} images under {root}: "
+                    f"{', '.join(f'{pid:04d}' for pid in missing[:8])}; the copy is incomplete"
+                )
     data = Dataset("sysu", root, kind_of(root), train, query, gallery, PUBLISHED)
     data.check()
     return data
@@ -111,8 +113,9 @@ def metrics(query, gallery, query_pids, gallery_pids, query_camids, gallery_cami
     """
     (q, _), (g, _) = distances.features(query, "query"), distances.features(gallery, "gallery")
     fields = [np.asarray(x) for x in (query_pids, gallery_pids, query_camids, gallery_camids)]
-    for name, values, size in zip(("query_pids", "gallery_pids", "query_camids", "gallery_camids"), fields,
-                                  (len(q), len(g), len(q), len(g))):
+    for name, values, size in zip(
+        ("query_pids", "gallery_pids", "query_camids", "gallery_camids"), fields, (len(q), len(g), len(q), len(g))
+    ):
         if len(values) != size:
             raise ValueError(f"{name}: {len(values)} entries for {size} rows")
     pids, gallery_pids, camids, gallery_camids = fields
@@ -132,7 +135,7 @@ def ranked_metrics(pids: np.ndarray, ranked: Ranked, max_rank: int = 20) -> Rank
             continue
         ap[row] = np.mean(np.arange(1, len(hits) + 1) / (hits + 1))
         inp.append(len(hits) / (hits[-1] + 1))
-        before = len(np.unique(line[:hits[0]]))  # identities that come first
+        before = len(np.unique(line[: hits[0]]))  # identities that come first
         cmc[before:] += 1
     if not inp:
         raise ValueError("no valid query: no query has an image of its identity left in the gallery")

@@ -1,7 +1,7 @@
 """Command line.
 
-    python -m common.synthetic market --out data                 # or duke, cuhk03, prcc, coco ...; --size full --seed 1
-    python -m common.synthetic sheet --out people.jpg            # one picture that shows everything
+python -m common.synthetic market --out data                 # or duke, cuhk03, prcc, coco ...; --size full --seed 1
+python -m common.synthetic sheet --out people.jpg            # one picture that shows everything
 """
 
 import argparse

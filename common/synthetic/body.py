@@ -9,9 +9,25 @@ from common.synthetic.canvas import HAT, LOWER, SHOE, UPPER, Canvas, Surface
 from common.synthetic.identity import Garment, Identity, Outfit
 from common.synthetic.pose import View, project, skeleton
 
-COCO = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-        "right_ankle")
+COCO = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
 TRUNK, HEAD, STRAND, BAG_PART, SKIRT = 1, 2, 3, 4, 5
 ARM, FOREARM, THIGH, SHIN, FOOT = 10, 12, 14, 16, 18  # + 0 left, + 1 right
 STATIONS = np.array([0.0, 0.05, 0.11, 0.2, 0.36, 0.6, 0.84, 1.0])  # along the trunk, neck to crotch
@@ -20,8 +36,9 @@ STATIONS = np.array([0.0, 0.05, 0.11, 0.2, 0.36, 0.6, 0.84, 1.0])  # along the t
 class Figure:
     """A person placed on a canvas: pixel position of every joint, and the painters' order."""
 
-    def __init__(self, canvas: Canvas, person: Identity, outfit: Outfit, view: View, foot: tuple[float, float],
-                 unit: float):
+    def __init__(
+        self, canvas: Canvas, person: Identity, outfit: Outfit, view: View, foot: tuple[float, float], unit: float
+    ):
         """`foot` (x, y) pixels of the ground point under the pelvis; `unit` pixels per average stature."""
         self.canvas, self.person, self.outfit, self.view, self.unit = canvas, person, outfit, view, unit
         self.size = unit * person.stature
@@ -78,10 +95,30 @@ class Figure:
     def trunk_axes(self, garment: Garment | None, upto: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places along the trunk (0 neck, 1 crotch) and the lateral and fore half-axes there, in statures."""
         person, girth = self.person, self.person.girth
-        lateral = np.array([0.040, 0.080, person.shoulders + 0.010, person.shoulders + 0.014, person.shoulders + 0.004,
-                            0.074 * girth, (person.hips + 0.038) * girth ** 0.6, (person.hips + 0.032) * girth ** 0.6])
-        fore = np.array([0.036, 0.045, 0.056, 0.066 * girth, (0.068 + 0.014 * person.bust) * girth, 0.060 * girth,
-                         0.072 * girth, 0.068 * girth])
+        lateral = np.array(
+            [
+                0.040,
+                0.080,
+                person.shoulders + 0.010,
+                person.shoulders + 0.014,
+                person.shoulders + 0.004,
+                0.074 * girth,
+                (person.hips + 0.038) * girth**0.6,
+                (person.hips + 0.032) * girth**0.6,
+            ]
+        )
+        fore = np.array(
+            [
+                0.036,
+                0.045,
+                0.056,
+                0.066 * girth,
+                (0.068 + 0.014 * person.bust) * girth,
+                0.060 * girth,
+                0.072 * girth,
+                0.068 * girth,
+            ]
+        )
         if person.bust:
             lateral[5] -= 0.006
         places = np.linspace(0, upto, 24)
@@ -102,8 +139,15 @@ class Figure:
         length = hypot(*(stop - start)) / self.size
         painter = garments.Torso(self.person, self.outfit, self.view.yaw, length)
         arc = 0.10 + 0.8 * sin(self.view.pitch)
-        self.canvas.tube(start, end, self.around(lateral, fore), lambda u, v, z: painter(u, v * upper.length, z), TRUNK,
-                         caps=(0.012 * self.size, 0.0), arc=arc)
+        self.canvas.tube(
+            start,
+            end,
+            self.around(lateral, fore),
+            lambda u, v, z: painter(u, v * upper.length, z),
+            TRUNK,
+            caps=(0.012 * self.size, 0.0),
+            arc=arc,
+        )
 
     def pelvis(self) -> None:
         lower, start, stop = self.outfit.lower, np.array(self.at["neck"]), np.array(self.at["pelvis"])
@@ -117,17 +161,23 @@ class Figure:
         length = hypot(*axis) / self.size * (upto - places[first])
         paint = garments.limb(lower, 5 if skirt else 6, LOWER, self.view.yaw, length)
         belted = paint if not self.outfit.belt else _belted(paint)
-        self.canvas.tube(start + axis * places[first], start + axis * upto, self.around(lateral, fore)[first:], belted,
-                         SKIRT if skirt else TRUNK, caps=(0.0, 0.0 if skirt else 0.02 * self.size),
-                         arc=0.10 + 0.8 * sin(self.view.pitch))
+        self.canvas.tube(
+            start + axis * places[first],
+            start + axis * upto,
+            self.around(lateral, fore)[first:],
+            belted,
+            SKIRT if skirt else TRUNK,
+            caps=(0.0, 0.0 if skirt else 0.02 * self.size),
+            arc=0.10 + 0.8 * sin(self.view.pitch),
+        )
 
     def leg(self, side: int) -> None:
         name, lower, size = "lr"[side], self.outfit.lower, self.size
-        girth, yaw = self.person.girth ** 0.7, self.view.yaw
+        girth, yaw = self.person.girth**0.7, self.view.yaw
         hip, knee, ankle = (self.at[name + part] for part in ("hip", "knee", "ankle"))
         self.foot_(side)
         thigh = np.array([0.054, 0.053, 0.046, 0.038]) * girth
-        shin = np.array([0.036, 0.038, 0.035, 0.027, 0.021]) * girth ** 0.7
+        shin = np.array([0.036, 0.038, 0.035, 0.027, 0.021]) * girth**0.7
         cover = 0.0 if lower.cut == "skirt" or self.outfit.upper.cut == "dress" else lower.length
         label = 12 + side
         bare = garments.skin(self.person, label)
@@ -139,18 +189,35 @@ class Figure:
         if cover > 0.5:
             share = min((cover - 0.5) * 2, 1.0)
             end = np.array(knee) + (np.array(ankle) - knee) * share * 1.04
-            widths = np.interp(np.linspace(0, share, 5), np.linspace(0, 1, 5), shin + lower.loose * np.array(
-                [0.6, 0.6, 0.9, 1.2, 1.5]))
-            self.canvas.tube(knee, end, widths * size, garments.limb(lower, 6, LOWER, yaw, length * share, length),
-                             SHIN + side, caps=(0.036 * size, 0.0), arc=0.15)
+            widths = np.interp(
+                np.linspace(0, share, 5), np.linspace(0, 1, 5), shin + lower.loose * np.array([0.6, 0.6, 0.9, 1.2, 1.5])
+            )
+            self.canvas.tube(
+                knee,
+                end,
+                widths * size,
+                garments.limb(lower, 6, LOWER, yaw, length * share, length),
+                SHIN + side,
+                caps=(0.036 * size, 0.0),
+                arc=0.15,
+            )
         if cover > 0:
             share = min(cover * 2, 1.0)
             end = np.array(hip) + (np.array(knee) - hip) * share
-            widths = np.interp(np.linspace(0, share, 4), np.linspace(0, 1, 4), thigh + lower.loose * (
-                np.array([0.6, 1.4, 1.8, 1.8]) if lower.cut == "shorts" else 0.7))
-            self.canvas.tube(hip, end, widths * size, garments.limb(lower, 6, LOWER, yaw, length * share),
-                             THIGH + side, caps=(0.03 * size, 0.036 * size if share == 1 else 0.0),
-                             arc=0.0 if share == 1 else 0.2)
+            widths = np.interp(
+                np.linspace(0, share, 4),
+                np.linspace(0, 1, 4),
+                thigh + lower.loose * (np.array([0.6, 1.4, 1.8, 1.8]) if lower.cut == "shorts" else 0.7),
+            )
+            self.canvas.tube(
+                hip,
+                end,
+                widths * size,
+                garments.limb(lower, 6, LOWER, yaw, length * share),
+                THIGH + side,
+                caps=(0.03 * size, 0.036 * size if share == 1 else 0.0),
+                arc=0.0 if share == 1 else 0.2,
+            )
         if self.person.boots and cover < 0.95 or self.person.boots and lower.cut == "leggings":
             start = np.array(knee) + (np.array(ankle) - knee) * 0.45
             paint = garments.shoe(self.person, 9 + side, 0.0, SHOE)
@@ -163,12 +230,18 @@ class Figure:
         down = -(toe[0] - heel[0]) / max(run, 1.0)
         paint = garments.shoe(self.person, 9 + side, down, SHOE)
         self.canvas.tube(ankle, heel, np.array([0.023, 0.025]) * size, paint, FOOT + side, caps=(0.012 * size,) * 2)
-        self.canvas.tube(heel, toe, np.array([0.025, 0.026, 0.025, 0.021]) * size, paint, FOOT + side,
-                         caps=(0.016 * size, 0.018 * size))
+        self.canvas.tube(
+            heel,
+            toe,
+            np.array([0.025, 0.026, 0.025, 0.021]) * size,
+            paint,
+            FOOT + side,
+            caps=(0.016 * size, 0.018 * size),
+        )
 
     def arm(self, side: int, part: str) -> None:
         name, upper, size, yaw = "lr"[side], self.outfit.upper, self.size, self.view.yaw
-        girth = self.person.girth ** 0.8
+        girth = self.person.girth**0.8
         shoulder, elbow, wrist, hand = (self.at[name + p] for p in ("shoulder", "elbow", "wrist", "hand"))
         bare, label = garments.skin(self.person, 14 + side), 7 if upper.cut == "dress" else 4
         short = upper.cut in ("tshirt", "dress")
@@ -176,22 +249,36 @@ class Figure:
         if part == "arm":
             if short:
                 start = np.array(shoulder) + 0.2 * (np.array(elbow) - shoulder)
-                self.canvas.tube(start, elbow, np.array([0.029, 0.028, 0.025]) * girth * size, bare, ARM + side,
-                                 caps=(0.0, 0.024 * size))
+                self.canvas.tube(
+                    start,
+                    elbow,
+                    np.array([0.029, 0.028, 0.025]) * girth * size,
+                    bare,
+                    ARM + side,
+                    caps=(0.0, 0.024 * size),
+                )
                 share = 0.45 + 0.25 * (upper.seed % 7) / 7 if upper.cut == "tshirt" else 0.3
                 end = np.array(shoulder) + (np.array(elbow) - shoulder) * share
                 paint = garments.limb(upper, label, UPPER, yaw, 0.168 * share, sleeve=True)
-                self.canvas.tube(shoulder, end, cloth_a[:3] + 0.002 * size, paint, ARM + side,
-                                 caps=(0.020 * size, 0.0), arc=0.15)
+                self.canvas.tube(
+                    shoulder, end, cloth_a[:3] + 0.002 * size, paint, ARM + side, caps=(0.020 * size, 0.0), arc=0.15
+                )
             else:
                 paint = garments.limb(upper, label, UPPER, yaw, 0.168, sleeve=True)
                 self.canvas.tube(shoulder, elbow, cloth_a, paint, ARM + side, caps=(0.020 * size, 0.027 * size))
             return
-        self.canvas.tube(wrist, hand, np.array([0.016, 0.022, 0.015]) * size, bare, FOREARM + side,
-                         caps=(0.006 * size, 0.014 * size))
+        self.canvas.tube(
+            wrist, hand, np.array([0.016, 0.022, 0.015]) * size, bare, FOREARM + side, caps=(0.006 * size, 0.014 * size)
+        )
         if short:
-            self.canvas.tube(elbow, wrist, np.array([0.025, 0.024, 0.017]) * girth * size, bare, FOREARM + side,
-                             caps=(0.024 * size, 0.006 * size))
+            self.canvas.tube(
+                elbow,
+                wrist,
+                np.array([0.025, 0.024, 0.017]) * girth * size,
+                bare,
+                FOREARM + side,
+                caps=(0.024 * size, 0.006 * size),
+            )
         else:
             paint = garments.limb(upper, label, UPPER, yaw, 0.138, 0.168, sleeve=True)
             widths = (np.array([0.028, 0.027, 0.022]) * girth + upper.loose * 0.6) * size
@@ -202,20 +289,34 @@ class Figure:
     def neck(self) -> None:
         base, head = np.array(self.at["neck"]), np.array(self.at["head"])
         top = base + (head - base) * 0.55
-        self.canvas.tube(top, base + (0, 0.006 * self.size), np.array([0.027, 0.028, 0.034]) * self.size,
-                         garments.skin(self.person, 11, 0.82), HEAD)
+        self.canvas.tube(
+            top,
+            base + (0, 0.006 * self.size),
+            np.array([0.027, 0.028, 0.034]) * self.size,
+            garments.skin(self.person, 11, 0.82),
+            HEAD,
+        )
         colour = self.outfit.scarf or (self.outfit.upper.colour if self.outfit.upper.cut == "hoodie" else None)
         if colour is None:
             return
         scarf, upper = self.outfit.scarf is not None, self.outfit.upper
         label, material, tint = (17 if scarf else 4), (HAT if scarf else UPPER), np.array(colour, np.float32)
+
         def paint(u, v, z):
             return Surface(tint, label, material, garments.folds(upper, u, v * 0.2) * 0.95)
+
         back = self.place(0.0, 0.832, 0.012 if scarf else -0.028)
         widths = self.around([0.040, 0.052, 0.046], [0.044, 0.056, 0.05])
         half = np.array([0, 0.018 * self.size])
-        self.canvas.tube(np.array(back) - half, np.array(back) + half, widths, paint, TRUNK,
-                         caps=(0.012 * self.size, 0.012 * self.size), arc=0.25 if self.facing > 0 else 0.1)
+        self.canvas.tube(
+            np.array(back) - half,
+            np.array(back) + half,
+            widths,
+            paint,
+            TRUNK,
+            caps=(0.012 * self.size, 0.012 * self.size),
+            arc=0.25 if self.facing > 0 else 0.1,
+        )
 
     def head_axes(self) -> tuple[float, float]:
         lateral, fore = 0.70 * self.person.head, 0.84 * self.person.head
@@ -228,8 +329,13 @@ class Figure:
         away = -sin(self.head_yaw) * 0.16 * person.head * size
         swell = {"bald": 0.0, "crop": 0.02, "short": 0.07, "afro": 0.42}.get(style, 0.09)
         if swell and self.outfit.hat is None:
-            self.canvas.ball((x + away, y - (0.05 + 0.3 * swell) * up), across * (1 + swell), up * (1 + 0.6 * swell),
-                             lambda u, w, z: hair(u, w, z)._replace(keep=w < (0.15 if style != "afro" else 0.5)), HEAD)
+            self.canvas.ball(
+                (x + away, y - (0.05 + 0.3 * swell) * up),
+                across * (1 + swell),
+                up * (1 + 0.6 * swell),
+                lambda u, w, z: hair(u, w, z)._replace(keep=w < (0.15 if style != "afro" else 0.5)),
+                HEAD,
+            )
         if style in ("bun", "ponytail") and self.facing_head() > -0.2:
             self._knot(hair, away)
         painter = garments.Head(person, self.outfit.hat, self.head_yaw, HAT)
@@ -249,9 +355,14 @@ class Figure:
         if self.person.hair_style == "bun":
             self.canvas.ball((x, y - 0.45 * head * size), 0.36 * head * size, 0.34 * head * size, hair, HEAD)
         else:
-            self.canvas.tube((x, y - 0.3 * head * size), (x + 3 * away, y + 1.9 * head * size),
-                             np.array([0.25, 0.36, 0.3, 0.12]) * head * size, hair, STRAND,
-                             caps=(0.2 * head * size, 0.1 * head * size))
+            self.canvas.tube(
+                (x, y - 0.3 * head * size),
+                (x + 3 * away, y + 1.9 * head * size),
+                np.array([0.25, 0.36, 0.3, 0.12]) * head * size,
+                hair,
+                STRAND,
+                caps=(0.2 * head * size, 0.1 * head * size),
+            )
 
     def curtain(self) -> None:
         """Long hair and the bob, hanging behind the neck."""
@@ -265,8 +376,9 @@ class Figure:
         widths = np.array([0.6, 1.02, 1.06, 1.0, 0.8]) * across * head * size
         paint = garments.hair_strand(self.person, tip=0.93)
         top = y - (0.2 if self.facing > 0 else 0.45) * head * size
-        self.canvas.tube((x, top), (x, y + drop * head * size), widths, paint, STRAND, caps=(0.2 * head * size, 0.0),
-                         arc=-0.1)
+        self.canvas.tube(
+            (x, top), (x, y + drop * head * size), widths, paint, STRAND, caps=(0.2 * head * size, 0.0), arc=-0.1
+        )
 
     def backpack(self) -> None:
         if self.person.bag != "backpack":
@@ -275,8 +387,15 @@ class Figure:
         tall = 0.19 + 0.02 * (self.person.seed % 4)
         top, low = self.place(0, 0.80, -0.108), self.place(0, 0.80 - tall, -0.118)
         widths = self.around([wide * 0.8, wide, wide, wide * 0.95], [0.038, 0.05, 0.06, 0.055])
-        self.canvas.tube(top, low, widths, garments.bag(self.person, 0.52), BAG_PART,
-                         caps=(0.028 * self.size, 0.012 * self.size), square=True)
+        self.canvas.tube(
+            top,
+            low,
+            widths,
+            garments.bag(self.person, 0.52),
+            BAG_PART,
+            caps=(0.028 * self.size, 0.012 * self.size),
+            square=True,
+        )
 
     def satchel(self) -> None:
         depth = -0.13 * -sin(self.view.yaw)  # the bag hangs at the right hip, x = -0.13
@@ -284,8 +403,9 @@ class Figure:
             return
         top, low = self.place(-0.118, 0.55, 0.0), self.place(-0.122, 0.45, 0.0)
         widths = self.around([0.026, 0.030, 0.030], [0.07, 0.075, 0.075])
-        self.canvas.tube(top, low, widths, garments.bag(self.person, 0.1), BAG_PART, caps=(0.008 * self.size,) * 2,
-                         square=True)
+        self.canvas.tube(
+            top, low, widths, garments.bag(self.person, 0.1), BAG_PART, caps=(0.008 * self.size,) * 2, square=True
+        )
 
     def handbag(self, hand) -> None:
         size = self.size
@@ -293,17 +413,30 @@ class Figure:
         widths = self.around([0.024, 0.03, 0.03], [0.055, 0.066, 0.068])
         strap = garments.bag(self.person, 2.0)
         for shift in (-0.5, 0.5):
-            self.canvas.tube((x, y), (x + shift * widths[0], y + 0.055 * size), np.array([0.005, 0.005]) * size, strap,
-                             BAG_PART)
-        self.canvas.tube((x, y + 0.055 * size), (x, y + 0.145 * size), widths, garments.bag(self.person, 0.35),
-                         BAG_PART, caps=(0.008 * size,) * 2, square=True)
+            self.canvas.tube(
+                (x, y), (x + shift * widths[0], y + 0.055 * size), np.array([0.005, 0.005]) * size, strap, BAG_PART
+            )
+        self.canvas.tube(
+            (x, y + 0.055 * size),
+            (x, y + 0.145 * size),
+            widths,
+            garments.bag(self.person, 0.35),
+            BAG_PART,
+            caps=(0.008 * size,) * 2,
+            square=True,
+        )
 
     def keypoints(self) -> np.ndarray:
         """(17, 3) float64 in canvas pixels: x, y, 2 if seen, else 1. Seen = the joint's own part is what is drawn."""
         rows = self._face_points()
-        for joint, parts, trunk in (("shoulder", (ARM,), True), ("elbow", (ARM, FOREARM), False),
-                                    ("wrist", (FOREARM,), False), ("hip", (THIGH,), True),
-                                    ("knee", (THIGH, SHIN), False), ("ankle", (SHIN, FOOT), False)):
+        for joint, parts, trunk in (
+            ("shoulder", (ARM,), True),
+            ("elbow", (ARM, FOREARM), False),
+            ("wrist", (FOREARM,), False),
+            ("hip", (THIGH,), True),
+            ("knee", (THIGH, SHIN), False),
+            ("ankle", (SHIN, FOOT), False),
+        ):
             for side in (0, 1):
                 name = "lr"[side] + joint
                 allowed = {part + side for part in parts}
@@ -317,8 +450,13 @@ class Figure:
     def _face_points(self) -> list:
         (x, y), (_, up), rows = self.at["head"], self.head_axes(), []
         yaw, head = self.head_yaw, self.person.head * self.size
-        for side, high, ahead in ((0, -0.2, 1.0), (0.36, 0.06, 0.84), (-0.36, 0.06, 0.84), (0.95, 0.0, -0.05),
-                                  (-0.95, 0.0, -0.05)):
+        for side, high, ahead in (
+            (0, -0.2, 1.0),
+            (0.36, 0.06, 0.84),
+            (-0.36, 0.06, 0.84),
+            (0.95, 0.0, -0.05),
+            (-0.95, 0.0, -0.05),
+        ):
             px = x + (side * 0.70 * cos(yaw) + ahead * 0.84 * sin(yaw)) * head
             near = ahead * cos(yaw) - side * sin(yaw)
             rows.append((0.96 * px + 0.04 * x, y - high * up, {HEAD, STRAND} if near > -0.12 else set()))
@@ -333,9 +471,11 @@ class Figure:
 
 def _belted(paint):
     """The painter with a dark belt around its top."""
+
     def with_belt(u, v, z):
         surface = paint(u, v, z)
         belt = v < 0.10
         albedo = np.where(belt[:, None], np.float32(0.13), surface.albedo)
         return Surface(albedo, np.where(belt, 8, surface.label), surface.material, surface.relief)
+
     return with_belt

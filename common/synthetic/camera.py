@@ -42,17 +42,31 @@ def camera(rng: np.random.Generator) -> Camera:
     side = rng.choice([-1, 1]) * rng.uniform(0.3, 1.0)
     return Camera(
         scenes=tuple(int(value) for value in rng.integers(2**31, size=3)),
-        gains=(exp(warm), exp(green), exp(-warm)), gamma=exp(rng.normal(0, 0.20 * s)),
-        exposure=exp(rng.normal(0, 0.16 * s)), contrast=exp(rng.normal(-0.05, 0.15 * s)),
-        saturation=float(np.clip(1 - abs(rng.normal(0, 0.25 * s)), 0.4, 1)), resolution=rng.uniform(0.72, 1.0),
-        blur=rng.uniform(0.0, 0.55), noise=rng.uniform(0.004, 0.016), quality=int(rng.integers(60, 92)),
-        pitch=rng.uniform(0.05, 0.32), directions=(path, path + pi, path + rng.uniform(0.6, 2.5)),
-        light=(float(side), -0.6, float(rng.uniform(0.5, 0.9))), clutter=float(rng.uniform(0.02, 0.12)),
+        gains=(exp(warm), exp(green), exp(-warm)),
+        gamma=exp(rng.normal(0, 0.20 * s)),
+        exposure=exp(rng.normal(0, 0.16 * s)),
+        contrast=exp(rng.normal(-0.05, 0.15 * s)),
+        saturation=float(np.clip(1 - abs(rng.normal(0, 0.25 * s)), 0.4, 1)),
+        resolution=rng.uniform(0.72, 1.0),
+        blur=rng.uniform(0.0, 0.55),
+        noise=rng.uniform(0.004, 0.016),
+        quality=int(rng.integers(60, 92)),
+        pitch=rng.uniform(0.05, 0.32),
+        directions=(path, path + pi, path + rng.uniform(0.6, 2.5)),
+        light=(float(side), -0.6, float(rng.uniform(0.5, 0.9))),
+        clutter=float(rng.uniform(0.02, 0.12)),
     )
 
 
-def look(source: Camera, track: np.random.Generator, frame: np.random.Generator, index: int, height: int, width: int,
-         jitter: float = 1.0) -> View:
+def look(
+    source: Camera,
+    track: np.random.Generator,
+    frame: np.random.Generator,
+    index: int,
+    height: int,
+    width: int,
+    jitter: float = 1.0,
+) -> View:
     """View of frame `index` of one walk past `source`.
 
     `track` decides what the frames of the walk share (direction, arms, place, light), `frame` what differs (box
@@ -70,18 +84,28 @@ def look(source: Camera, track: np.random.Generator, frame: np.random.Generator,
     company, viewpoint = track.random() < 0.08, int(track.integers(len(source.scenes)))
     miss = frame.random() < 0.07 * jitter
     return View(
-        yaw=float(yaw + frame.normal(0, 0.06)), phase=float(phase + step * index + frame.normal(0, 0.15)),
-        stride=0.15 if standing else 1.0, arms=arms, head_yaw=float(head_yaw + frame.normal(0, 0.1)),
-        pitch=source.pitch, light=source.light, height=height, width=width,
-        centre=float(frame.normal(0, 0.045 * jitter)), top=float(loose + frame.normal(0, 0.015 * jitter)),
+        yaw=float(yaw + frame.normal(0, 0.06)),
+        phase=float(phase + step * index + frame.normal(0, 0.15)),
+        stride=0.15 if standing else 1.0,
+        arms=arms,
+        head_yaw=float(head_yaw + frame.normal(0, 0.1)),
+        pitch=source.pitch,
+        light=source.light,
+        height=height,
+        width=width,
+        centre=float(frame.normal(0, 0.045 * jitter)),
+        top=float(loose + frame.normal(0, 0.015 * jitter)),
         bottom=float(-frame.uniform(0.05, 0.22) if miss else loose + frame.normal(0, 0.015 * jitter)),
-        scene=(viewpoint, float(place[0] + drift * index), float(place[1]), float(zoom)), exposure=float(exposure),
-        occluder=kind if clutter and frame.random() < 0.6 else "none", companion=bool(company),
+        scene=(viewpoint, float(place[0] + drift * index), float(place[1]), float(zoom)),
+        exposure=float(exposure),
+        occluder=kind if clutter and frame.random() < 0.6 else "none",
+        companion=bool(company),
     )
 
 
-def expose(image: np.ndarray, source: Camera, exposure: float, size: tuple[int, int], rng: np.random.Generator
-           ) -> np.ndarray:
+def expose(
+    image: np.ndarray, source: Camera, exposure: float, size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
     """What `source` records of float32 image (h, w, 3) in [0, 1]: uint8 (height, width, 3), size (width, height)."""
     width, height = size
     sensed = (max(int(width * source.resolution), 8), max(int(height * source.resolution), 16))

@@ -11,8 +11,26 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-LABELS = ("background", "hat", "hair", "sunglasses", "upper-clothes", "skirt", "pants", "dress", "belt", "left-shoe",
-          "right-shoe", "face", "left-leg", "right-leg", "left-arm", "right-arm", "bag", "scarf")
+LABELS = (
+    "background",
+    "hat",
+    "hair",
+    "sunglasses",
+    "upper-clothes",
+    "skirt",
+    "pants",
+    "dress",
+    "belt",
+    "left-shoe",
+    "right-shoe",
+    "face",
+    "left-leg",
+    "right-leg",
+    "left-arm",
+    "right-arm",
+    "bag",
+    "scarf",
+)
 MATERIALS = ("background", "skin", "hair", "upper", "inner", "lower", "shoe", "bag", "hat", "glass")
 SKIN, HAIR, UPPER, INNER, LOWER, SHOE, BAG, HAT, GLASS = range(1, 10)
 
@@ -39,7 +57,7 @@ def noise_tile() -> np.ndarray:
         grid = np.pad(rng.normal(size=(cells, cells)).astype(np.float32), 2, mode="wrap")
         big = cv2.resize(grid, None, fx=256 / cells, fy=256 / cells, interpolation=cv2.INTER_CUBIC)
         start = (big.shape[0] - 256) // 2
-        tile += weight * big[start:start + 256, start:start + 256]
+        tile += weight * big[start : start + 256, start : start + 256]
     return tile / tile.std()
 
 
@@ -81,8 +99,17 @@ class Canvas:
         self.albedo[where], self.shade[where] = albedo, shade
         self.label[where], self.material[where], self.part[where] = label, material, part
 
-    def tube(self, start, end, widths, paint: Painter, part: int, caps: tuple[float, float] = (0.0, 0.0),
-             arc: float = 0.0, square: bool = False) -> None:
+    def tube(
+        self,
+        start,
+        end,
+        widths,
+        paint: Painter,
+        part: int,
+        caps: tuple[float, float] = (0.0, 0.0),
+        arc: float = 0.0,
+        square: bool = False,
+    ) -> None:
         """A limb from `start` to `end` (x, y in pixels) with half-widths `widths` (k >= 2, evenly spaced, pixels).
 
         `caps` are the lengths in pixels of the rounded ends; `arc` bends cross-sections downwards, as seen from above,

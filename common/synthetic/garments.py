@@ -108,7 +108,7 @@ class Torso:
             relief[(np.abs(along - 0.235) < 0.006) & (front < 0.85)] *= 0.72
         self._neckline(theta, along, albedo, label, material, relief)
         self._straps(theta, along, albedo, label, material, relief)
-        relief *= 1 - 0.16 * np.exp(-((v - upper.length) / 0.035) ** 2)
+        relief *= 1 - 0.16 * np.exp(-(((v - upper.length) / 0.035) ** 2))
         return Surface(albedo, label, material, relief)
 
     def _neckline(self, theta, along, albedo, label, material, relief) -> None:
@@ -139,13 +139,23 @@ def _broad(colour: np.ndarray, count: int) -> np.ndarray:
     return np.broadcast_to(colour, (count, 3))
 
 
-def limb(garment: Garment, label: int, material: int, yaw: float, length: float, start: float = 0.0,
-         sleeve: bool = False, steep: float = 1.6):
+def limb(
+    garment: Garment,
+    label: int,
+    material: int,
+    yaw: float,
+    length: float,
+    start: float = 0.0,
+    sleeve: bool = False,
+    steep: float = 1.6,
+):
     """Painter of a sleeve or a trouser leg of `length` that begins `start` below the joint (shares of the stature)."""
+
     def paint(u, v, z):
         theta, along = azimuth(u, yaw), v * length + start
-        relief = folds(garment, theta, along, steep) * (1 - 0.10 * np.exp(-(v / 0.12) ** 2))
+        relief = folds(garment, theta, along, steep) * (1 - 0.10 * np.exp(-((v / 0.12) ** 2)))
         return Surface(dyed(garment, theta, along, sleeve), label, material, relief)
+
     return paint
 
 
@@ -156,29 +166,35 @@ def skin(person: Identity, label: int, shade: float = 1.0):
 
 def hair_strand(person: Identity, tip: float = 1.0):
     """Painter of hanging hair; thins out beyond `tip` along the strand."""
+
     def paint(u, v, z):
         streak = noise(u * 60 + person.seed % 199, v * 14 + 5)
         keep = v < tip + 0.06 * streak
         return Surface(_array(person.hair) * (1 + 0.0 * v[:, None]), 2, HAIR, 1 + 0.16 * streak, keep)
+
     return paint
 
 
 def shoe(person: Identity, label: int, down: float, material: int):
     """Painter of a shoe; `down` is the downward part of the direction of u, which tells where the sole is."""
+
     def paint(u, v, z):
         albedo = _mix(u * down > 0.55, person.shoes, person.sole) if abs(down) > 0.3 else _array(person.shoes)
         relief = 0.82 + 0.26 * (np.abs(v - 0.45) < 0.25) if not person.boots else 0.95 + 0.05 * z
         return Surface(albedo, label, material, relief)
+
     return paint
 
 
 def bag(person: Identity, rows: float = 0.5):
     """Painter of a bag with a flap or pocket of the trim colour below `rows`."""
+
     def paint(u, v, z):
         trim = (v > rows) & (np.abs(u) < 0.72) & (v < 0.93)
         seam = (np.abs(v - rows) < 0.03) | (np.abs(np.abs(u) - 0.72) < 0.05) & trim
         colour = person.bag_trim if person.seed % 3 == 0 else tuple(0.82 * value for value in person.bag_colour)
         return Surface(_mix(trim, person.bag_colour, colour), 16, BAG, np.where(seam, 0.7, 1.0) * (0.92 + 0.08 * z))
+
     return paint
 
 
@@ -209,8 +225,12 @@ class Head:
             beard = (y < -0.22) & (ahead > -0.15) & ~(lips | (face & (side < 0.3) & (y > -0.38)))
             albedo[beard] = 0.55 * _array(person.hair) + 0.25 * _array(person.skin)
         if person.glasses != "none":
-            rim = (ahead > -0.1) & (np.abs(y - 0.07) < (0.11 if person.glasses == "dark" else 0.035)) & (
-                (side > 0.1) | (np.abs(y - 0.1) < 0.04)) & (face | (np.abs(y - 0.1) < 0.04))
+            rim = (
+                (ahead > -0.1)
+                & (np.abs(y - 0.07) < (0.11 if person.glasses == "dark" else 0.035))
+                & ((side > 0.1) | (np.abs(y - 0.1) < 0.04))
+                & (face | (np.abs(y - 0.1) < 0.04))
+            )
             albedo[rim], material[rim] = (0.06, 0.06, 0.07), GLASS
             label[rim] = 3 if person.glasses == "dark" else 11
         hair = self._hair(side, y, ahead)

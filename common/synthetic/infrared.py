@@ -12,8 +12,14 @@ COLD, HOT = 10.0, 36.0  # degrees that a thermal camera shows as black and white
 def reflectance(person: Identity, outfit: Outfit) -> np.ndarray:
     """(10,) float32 near-infrared reflectance by material: dyes are transparent there, the fibre decides."""
     table = np.zeros(10, np.float32)
-    table[[SKIN, HAIR, SHOE, BAG, HAT, GLASS]] = (0.66, 0.34, 0.30 + 0.2 * person.boots,
-                                                  0.30 + 0.06 * (person.seed % 5), 0.5, 0.08)
+    table[[SKIN, HAIR, SHOE, BAG, HAT, GLASS]] = (
+        0.66,
+        0.34,
+        0.30 + 0.2 * person.boots,
+        0.30 + 0.06 * (person.seed % 5),
+        0.5,
+        0.08,
+    )
     table[UPPER] = FABRIC_REFLECTANCE[outfit.upper.fabric]
     table[INNER] = FABRIC_REFLECTANCE[outfit.inner.fabric]
     table[LOWER] = FABRIC_REFLECTANCE[outfit.lower.fabric] * 0.92

@@ -13,8 +13,12 @@ from common.synthetic import identity as people
 from common.synthetic import render
 from common.synthetic.camera import Camera, camera, look
 
-ROOTS = {"market": "market1501/Market-1501-v15.09.15", "duke": "dukemtmcreid/DukeMTMC-reID", "cuhk03": "cuhk03-np",
-         "msmt17": "msmt17/MSMT17_V1"}
+ROOTS = {
+    "market": "market1501/Market-1501-v15.09.15",
+    "duke": "dukemtmcreid/DukeMTMC-reID",
+    "cuhk03": "cuhk03-np",
+    "msmt17": "msmt17/MSMT17_V1",
+}
 CODES = {"market": 1, "duke": 2, "cuhk03": 3, "msmt17": 4}  # keep people and cameras of the data sets apart
 SIZES = ("small", "full")
 BURST = 5  # frames of one walk past a camera, before the next walk begins
@@ -73,8 +77,9 @@ def spread(rng: np.random.Generator, total: int, bins: int, low: int, high: int)
     return counts
 
 
-def _pairs(rng: np.random.Generator, pids: np.ndarray, cameras: int, pairs: int, images: int, low: int, high: int
-           ) -> list[tuple[int, int, int]]:
+def _pairs(
+    rng: np.random.Generator, pids: np.ndarray, cameras: int, pairs: int, images: int, low: int, high: int
+) -> list[tuple[int, int, int]]:
     """(pid, camid, images) for each pair of a person and a camera that saw them: at least two cameras a person."""
     seen = spread(rng, pairs, len(pids), 2, cameras)
     counts, rows = iter(spread(rng, images, pairs, low, high)), []
@@ -87,7 +92,7 @@ def _pairs(rng: np.random.Generator, pids: np.ndarray, cameras: int, pairs: int,
 def _split(rng: np.random.Generator, count: Count, first: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Ascending pids of the training and of the test people, mixed as in the real sets."""
     order = rng.permutation(count.train_ids + count.test_ids) + first
-    return np.sort(order[:count.train_ids]), np.sort(order[count.train_ids:])
+    return np.sort(order[: count.train_ids]), np.sort(order[count.train_ids :])
 
 
 def _frames(number: int) -> list[tuple[int, int]]:
@@ -112,6 +117,7 @@ def _folders(name, rng: np.random.Generator, count: Count, cameras: int, high: i
 
 def market(count: Count, rng: np.random.Generator) -> list[Item]:
     """Market-1501: `0002_c1s1_000451_03.jpg` = pid, camera, sequence, frame, box; pid 0000 distractor, -1 junk."""
+
     def name(pid: int, camid: int, walk: int, frame: int) -> str:
         start = (pid * 7919 + walk * 4523 + camid * 977) % 90000
         return f"{pid:04d}_c{camid + 1}s{1 + (pid + walk) % 6}_{start + 25 * frame:06d}_{1 + frame % 4:02d}.jpg"
@@ -131,6 +137,7 @@ def market(count: Count, rng: np.random.Generator) -> list[Item]:
 
 def duke(count: Count, rng: np.random.Generator) -> list[Item]:
     """DukeMTMC-reID: `0005_c2_f0046985.jpg` = pid, camera, frame; distractors are 408 more people, one camera each."""
+
     def name(pid: int, camid: int, walk: int, frame: int) -> str:
         return f"{pid:04d}_c{camid + 1}_f{(pid * 7919 + walk * 4523 + camid * 977) % 400000 + 60 * frame:07d}.jpg"
 
@@ -146,14 +153,17 @@ def duke(count: Count, rng: np.random.Generator) -> list[Item]:
 
 def msmt17(count: Count, rng: np.random.Generator) -> list[Item]:
     """MSMT17 V1: `train/0000/0000_000_01_0303morning_0008_1.jpg` = pid, image, camera, time, frame, box."""
+
     def name(part: str, pid: int, camid: int, image: int, walk: int, frame: int) -> str:
         clock = f"{(101, 303, 505, 707)[(pid + walk) % 4]:04d}{('morning', 'noon', 'afternoon')[walk % 3]}"
         stamp = (pid * 31 + walk * 457) % 9000 + frame
         return f"{part}/{pid:04d}/{pid:04d}_{image:03d}_{camid + 1:02d}_{clock}_{stamp:04d}_{frame % 3}.jpg"
 
     items = []
-    for part, ids, pairs, images, low in (("train", count.train_ids, count.train_pairs, count.train, 1),
-                                          ("test", count.test_ids, count.query, count.gallery + count.query, 2)):
+    for part, ids, pairs, images, low in (
+        ("train", count.train_ids, count.train_pairs, count.train, 1),
+        ("test", count.test_ids, count.query, count.gallery + count.query, 2),
+    ):
         first, image, last = 0 if part == "train" else count.train_ids, 0, -1
         for pid, camid, number in _pairs(rng, np.arange(ids), 15, pairs, images, low, 40):
             image = image if pid == last else 0
@@ -167,7 +177,7 @@ def msmt17_lists(items: list[Item], rng: np.random.Generator) -> dict[str, str]:
     """The four list files of MSMT17, file name -> text: `path label` lines; one query per person and camera."""
     train = [item for item in items if item.path.startswith("train/")]
     test = [item for item in items if item.path.startswith("test/")]
-    held_out = set(rng.permutation(len(train))[:round(len(train) * 2373 / 32621)].tolist())
+    held_out = set(rng.permutation(len(train))[: round(len(train) * 2373 / 32621)].tolist())
     pairs: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(test):
         pairs.setdefault((item.person, item.source), []).append(index)
@@ -176,10 +186,13 @@ def msmt17_lists(items: list[Item], rng: np.random.Generator) -> dict[str, str]:
     def lines(part: list[Item], keep) -> str:
         names = [item.path.split("/", 1)[1] for index, item in enumerate(part) if keep(index)]
         return "".join(f"{name} {int(name[:4])}\n" for name in names)
-    return {"list_train.txt": lines(train, lambda index: index not in held_out),
-            "list_val.txt": lines(train, lambda index: index in held_out),
-            "list_query.txt": lines(test, lambda index: index in queries),
-            "list_gallery.txt": lines(test, lambda index: index not in queries)}
+
+    return {
+        "list_train.txt": lines(train, lambda index: index not in held_out),
+        "list_val.txt": lines(train, lambda index: index in held_out),
+        "list_query.txt": lines(test, lambda index: index in queries),
+        "list_gallery.txt": lines(test, lambda index: index not in queries),
+    }
 
 
 def cuhk03(count: Count, rng: np.random.Generator) -> list[Item]:
@@ -260,8 +273,11 @@ def draw(name: str, item: Item, seed: int) -> render.Rendered:
     height, width = _size(name, frame)
     view = look(eye, track, frame, item.frame, height, width, jitter=0.25 if item.kind == "tight" else 1.0)
     if item.kind == "stray":
-        view = view._replace(centre=float(frame.choice([-1, 1]) * frame.uniform(0.15, 0.6)),
-                             top=float(frame.uniform(-0.6, 0.3)), bottom=float(frame.uniform(-0.6, 0.3)))
+        view = view._replace(
+            centre=float(frame.choice([-1, 1]) * frame.uniform(0.15, 0.6)),
+            top=float(frame.uniform(-0.6, 0.3)),
+            bottom=float(frame.uniform(-0.6, 0.3)),
+        )
     elif item.kind == "empty":
         view = view._replace(centre=9.0, companion=False)
     return render.person(identity, outfit, view, eye, frame, companions=False)

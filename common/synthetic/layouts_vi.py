@@ -14,8 +14,10 @@ from common.synthetic.layouts import Item, generator, spread
 ROOTS = {"sysu": "SYSU-MM01", "regdb": "RegDB", "luperson": "LUPerson"}
 CODES = {"sysu": 11, "regdb": 12, "luperson": 13}
 # ids: train, val, test; images: train visible, train infrared, test visible, query; gallery pairs: indoor, outdoor
-SYSU = {"small": ((24, 6, 16), (400, 200, 160, 96), (26, 30)),
-        "full": ((296, 99, 96), (22258, 11909, 6775, 3803), (112, 189))}
+SYSU = {
+    "small": ((24, 6, 16), (400, 200, 160, 96), (26, 30)),
+    "full": ((296, 99, 96), (22258, 11909, 6775, 3803), (112, 189)),
+}
 REGDB = {"small": (32, 5), "full": (412, 10)}  # people, images of each in each modality
 LUPERSON = {"small": (250, 3, 40), "full": (25000, 4, 2000)}  # people, images of each, cameras
 CITIES = ("us/nyc", "uk/ldn", "jp/tyo", "br/rio", "in/del", "fr/par")
@@ -31,7 +33,7 @@ def register() -> None:
 
 def two_cameras(rng: np.random.Generator, pids: np.ndarray, cameras: tuple[int, int], pairs: int) -> list:
     """(pid, camera) so that `pairs - len(pids)` people are seen by both cameras and the others by one."""
-    both = set(rng.permutation(pids)[:pairs - len(pids)].tolist())
+    both = set(rng.permutation(pids)[: pairs - len(pids)].tolist())
     rows = []
     for pid in pids.tolist():
         rows += [(pid, camera) for camera in (cameras if pid in both else (int(rng.choice(cameras)),))]
@@ -42,19 +44,27 @@ def sysu(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str
     """SYSU-MM01: cam1/0001/0001.jpg and exp/*.txt; cameras 1, 2, 4, 5 visible, 3 and 6 infrared."""
     (train, val, test), images, gallery_pairs = SYSU[size]
     order = rng.permutation(train + val + test) + 1
-    groups = {"train_id": order[:train], "val_id": order[train:train + val], "test_id": order[train + val:]}
-    learners, tested = np.sort(order[:train + val]), np.sort(groups["test_id"])
+    groups = {"train_id": order[:train], "val_id": order[train : train + val], "test_id": order[train + val :]}
+    learners, tested = np.sort(order[: train + val]), np.sort(groups["test_id"])
     visible = [(pid, camera) for pid in learners.tolist() for camera in (1, 2, 4, 5)]
-    parts = [(visible, images[0]), ([(pid, camera) for pid in learners.tolist() for camera in (3, 6)], images[1]),
-             (two_cameras(rng, tested, (1, 2), gallery_pairs[0]) + two_cameras(rng, tested, (4, 5), gallery_pairs[1]),
-              images[2]), ([(pid, camera) for pid in tested.tolist() for camera in (3, 6)], images[3])]
+    parts = [
+        (visible, images[0]),
+        ([(pid, camera) for pid in learners.tolist() for camera in (3, 6)], images[1]),
+        (
+            two_cameras(rng, tested, (1, 2), gallery_pairs[0]) + two_cameras(rng, tested, (4, 5), gallery_pairs[1]),
+            images[2],
+        ),
+        ([(pid, camera) for pid in tested.tolist() for camera in (3, 6)], images[3]),
+    ]
     items = []
     for pairs, total in parts:
         mean = total / len(pairs)
         counts = spread(rng, total, len(pairs), max(1, int(mean / 2)), int(2 * mean) + 2)
         for (pid, camera), count in zip(pairs, counts):
-            items += [Item(f"cam{camera}/{pid:04d}/{i + 1:04d}.jpg", pid, camera - 1, i // BURST, i % BURST)
-                      for i in range(int(count))]
+            items += [
+                Item(f"cam{camera}/{pid:04d}/{i + 1:04d}.jpg", pid, camera - 1, i // BURST, i % BURST)
+                for i in range(int(count))
+            ]
     texts = {f"exp/{name}.txt": ",".join(map(str, np.sort(pids).tolist())) + "\n" for name, pids in groups.items()}
     texts["exp/available_id.txt"] = ",".join(map(str, sorted(order.tolist()))) + "\n"
     return items, texts
@@ -63,17 +73,22 @@ def sysu(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str
 def regdb(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str]]:
     """RegDB: Visible/1/v_00001_1.bmp, Thermal/1/t_00001_1.bmp and ten splits into halves under idx/."""
     people, count = REGDB[size]
-    names = {(word, pid): [f"{word}/{pid}/{word[0].lower()}_{pid:05d}_{i + 1}.bmp" for i in range(count)]
-             for word in ("Visible", "Thermal") for pid in range(1, people + 1)}
-    items = [Item(path, pid, 0, i // BURST, i % BURST)
-             for (_, pid), paths in names.items() for i, path in enumerate(paths)]
+    names = {
+        (word, pid): [f"{word}/{pid}/{word[0].lower()}_{pid:05d}_{i + 1}.bmp" for i in range(count)]
+        for word in ("Visible", "Thermal")
+        for pid in range(1, people + 1)
+    }
+    items = [
+        Item(path, pid, 0, i // BURST, i % BURST) for (_, pid), paths in names.items() for i, path in enumerate(paths)
+    ]
     texts = {}
     for split in range(1, SPLITS + 1):
         order = rng.permutation(people) + 1
-        for part, pids in (("train", order[:people // 2]), ("test", order[people // 2:])):
+        for part, pids in (("train", order[: people // 2]), ("test", order[people // 2 :])):
             for word in ("Visible", "Thermal"):
-                lines = [f"{path} {label}\n"
-                         for label, pid in enumerate(np.sort(pids).tolist()) for path in names[word, pid]]
+                lines = [
+                    f"{path} {label}\n" for label, pid in enumerate(np.sort(pids).tolist()) for path in names[word, pid]
+                ]
                 texts[f"idx/{part}_{word.lower()}_{split}.txt"] = "".join(lines)
     return items, texts
 

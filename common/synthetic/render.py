@@ -40,8 +40,10 @@ class _Layers:
         wide, high = int(width * zoom), int(height * zoom)
         x = int(across % 1 * (WIDTH - wide))
         y = int(np.clip(BASE - (0.10 + 0.5 * down) * high, 0, HEIGHT - high))
+
         def cut(layer):
-            return cv2.resize(layer[y:y + high, x:x + wide], (width, height), interpolation=cv2.INTER_LINEAR)
+            return cv2.resize(layer[y : y + high, x : x + wide], (width, height), interpolation=cv2.INTER_LINEAR)
+
         self.colour = cut(backdrop.image).astype(np.float32) * np.float32(1 / 255)
         self.infrared = cut(backdrop.infrared).astype(np.float32) * np.float32(1 / 255) if companions else None
         self.temperature = cut(backdrop.temperature.astype(np.float32)) if companions else None
@@ -54,8 +56,8 @@ class _Layers:
         xs = (np.arange(self.width, dtype=np.float32)[None] - np.float32(x)) / np.float32(radius)
         ys = (np.arange(first, rows.stop, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(radius)
         along = xs * np.float32(-np.sign(light[0]) / 1.4)
-        near = np.exp(-(xs / 0.55) ** 2) * np.exp(-(ys / 0.13) ** 2)
-        cast = np.exp(-((ys + 0.35 * along) / 0.11) ** 2) * ((along > 0) * np.exp(-(along * 1.6) ** 2))
+        near = np.exp(-((xs / 0.55) ** 2)) * np.exp(-((ys / 0.13) ** 2))
+        cast = np.exp(-(((ys + 0.35 * along) / 0.11) ** 2)) * ((along > 0) * np.exp(-((along * 1.6) ** 2)))
         dark = 1 - 0.45 * near - 0.30 * cast * (1 - near)
         self.colour[rows] *= dark[..., None]
         if self.companions:
@@ -72,8 +74,16 @@ class _Layers:
         return mask
 
 
-def person(identity: Identity, outfit: Outfit, view: View, camera: Camera, rng: np.random.Generator, *,
-           companions: bool = True, compress: bool = True) -> Rendered:
+def person(
+    identity: Identity,
+    outfit: Outfit,
+    view: View,
+    camera: Camera,
+    rng: np.random.Generator,
+    *,
+    companions: bool = True,
+    compress: bool = True,
+) -> Rendered:
     """The box that `camera` records of a person.
 
     `rng` draws sensor noise, occluders and passers-by; equal arguments and an equally seeded `rng` give equal pixels.
@@ -84,8 +94,13 @@ def person(identity: Identity, outfit: Outfit, view: View, camera: Camera, rng: 
     layers = _Layers(view, camera, height, width, companions)
     unit, foot = _frame(identity, view, height, width)
     if view.companion:
-        _stranger(layers, view, unit, (foot[0] + rng.choice([-1, 1]) * unit * rng.uniform(0.16, 0.4),
-                                       foot[1] - unit * rng.uniform(0.02, 0.12)), rng)
+        _stranger(
+            layers,
+            view,
+            unit,
+            (foot[0] + rng.choice([-1, 1]) * unit * rng.uniform(0.16, 0.4), foot[1] - unit * rng.uniform(0.02, 0.12)),
+            rng,
+        )
     layers.shadow(foot[0], foot[1] - 0.01 * unit, 0.30 * unit, view.light)
     canvas = Canvas(height, width, view.light)
     figure = Figure(canvas, identity, outfit, view, foot, unit)
@@ -95,8 +110,15 @@ def person(identity: Identity, outfit: Outfit, view: View, camera: Camera, rng: 
     return _record(layers, canvas, figure, view, camera, rng, compress)
 
 
-def _record(layers: _Layers, canvas: Canvas, figure: Figure, view: View, camera: Camera, rng: np.random.Generator,
-            compress: bool) -> Rendered:
+def _record(
+    layers: _Layers,
+    canvas: Canvas,
+    figure: Figure,
+    view: View,
+    camera: Camera,
+    rng: np.random.Generator,
+    compress: bool,
+) -> Rendered:
     """Shrinks the layers to the box, with the camera's faults in the image and none in the companions."""
     size = (view.width, view.height)
     image = expose(layers.colour, camera, view.exposure, size, rng)
@@ -128,8 +150,9 @@ def _frame(identity: Identity, view: View, height: int, width: int) -> tuple[flo
     return unit, (width * (0.5 + view.centre) - 0.7 * middle * unit, view.top * height - high * unit)
 
 
-def _stranger(layers: _Layers, view: View, unit: float, foot: tuple[float, float], rng: np.random.Generator
-              ) -> np.ndarray:
+def _stranger(
+    layers: _Layers, view: View, unit: float, foot: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
     """Draws somebody else; returns the mask (h, w)."""
     identity = people.identity(rng)
     outfit = people.outfit(identity, rng)
@@ -157,11 +180,17 @@ def _occlude(layers: _Layers, view: View, unit: float, foot: tuple[float, float]
     elif view.occluder == "bicycle":
         bicycle(board, x - int(0.45 * unit), y, int(0.34 * unit), (0.07, 0.07, 0.08), colour)
     else:
-        cv2.rectangle(board, (x - int(0.35 * unit), y - int(rng.uniform(0.15, 0.42) * unit)),
-                      (x + int(rng.uniform(0.0, 0.5) * unit), layers.height), colour, -1)
+        cv2.rectangle(
+            board,
+            (x - int(0.35 * unit), y - int(rng.uniform(0.15, 0.42) * unit)),
+            (x + int(rng.uniform(0.0, 0.5) * unit), layers.height),
+            colour,
+            -1,
+        )
     mask = board[..., 0] >= 0
-    layers.colour[mask] = board[mask] * (0.85 + 0.3 * np.linspace(0, 1, layers.width, dtype=np.float32)[
-        np.nonzero(mask)[1], None])
+    layers.colour[mask] = board[mask] * (
+        0.85 + 0.3 * np.linspace(0, 1, layers.width, dtype=np.float32)[np.nonzero(mask)[1], None]
+    )
     layers.hidden |= mask
     if layers.companions:
         layers.infrared[mask], layers.temperature[mask] = 0.4, infrared.AIR
@@ -173,5 +202,3 @@ def openpose(keypoints: np.ndarray) -> np.ndarray:
     neck = np.array([*(0.5 * (left[:2] + right[:2])), min(left[2], right[2])], keypoints.dtype)
     order = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
     return np.stack([neck if index is None else keypoints[index] for index in order])
-
-

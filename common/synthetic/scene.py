@@ -143,7 +143,7 @@ def scene(seed: int) -> Scene:
     kind = KINDS[int(rng.integers(len(KINDS)))]
     (wall, wall_plants), (ground, ground_plants) = _wall(rng, kind), _ground(rng, kind)
     image, plants = np.concatenate([wall, ground]), np.concatenate([wall_plants, ground_plants])
-    image[BASE - 6:BASE + 6] *= 0.72
+    image[BASE - 6 : BASE + 6] *= 0.72
     _furnish(rng, image, kind)
     xs, ys = np.arange(WIDTH, dtype=np.float32)[None], np.arange(HEIGHT, dtype=np.float32)[:, None]
     light = 1 + 0.10 * noise(xs * 0.11 + seed % 211, ys * 0.11) + 0.12 * (xs / WIDTH - 0.5) * rng.uniform(-1, 1)

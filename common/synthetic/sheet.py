@@ -14,8 +14,22 @@ from common.synthetic.canvas import LABELS
 from common.synthetic.layouts import generator
 
 HEIGHT, WIDTH, COLUMNS = 144, 72, 12
-BONES = ((5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
-         (0, 5), (0, 6))
+BONES = (
+    (5, 6),
+    (5, 7),
+    (7, 9),
+    (6, 8),
+    (8, 10),
+    (5, 11),
+    (6, 12),
+    (11, 12),
+    (11, 13),
+    (13, 15),
+    (12, 14),
+    (14, 16),
+    (0, 5),
+    (0, 6),
+)
 
 
 def palette() -> np.ndarray:
@@ -79,8 +93,9 @@ def _turning(seed: int) -> np.ndarray:
     """One person from twelve directions."""
     identity = _person(seed, 4)._replace(bag="backpack")
     outfit = people.outfit(identity, generator(seed, 92, 4))
-    return np.hstack([_plain(seed, identity, outfit, column * 2 * pi / COLUMNS, column).image
-                      for column in range(COLUMNS)])
+    return np.hstack(
+        [_plain(seed, identity, outfit, column * 2 * pi / COLUMNS, column).image for column in range(COLUMNS)]
+    )
 
 
 def _clothes(seed: int) -> np.ndarray:
@@ -102,4 +117,4 @@ def _companions(seed: int) -> list[np.ndarray]:
         tiles += [_plain(seed, _person(seed, key), outfit, 2.5, key).image, out.image, colours[out.parsing]]
         tiles += [overlay(out.image, out.keypoints)]
         tiles += [np.repeat(grey[..., None], 3, 2) for grey in (out.infrared, out.thermal)]
-    return [np.hstack(tiles[start:start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    return [np.hstack(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]

@@ -85,8 +85,24 @@ class Setup:
     """A variant ready to be trained, as train.py builds it."""
 
     def __init__(self, args: Namespace, attention: str, parts: int):
-        words = ["--trunk", args.trunk, "--simam", attention, "--parts", parts, "--height", args.height,
-                 "--width", args.width, "-b", args.batch_size, "--weights", "none", "--amp", args.amp]
+        words = [
+            "--trunk",
+            args.trunk,
+            "--simam",
+            attention,
+            "--parts",
+            parts,
+            "--height",
+            args.height,
+            "--width",
+            args.width,
+            "-b",
+            args.batch_size,
+            "--weights",
+            "none",
+            "--amp",
+            args.amp,
+        ]
         words += ["--compile"] if args.compile else []
         self.flags = train.parse_args([str(word) for word in words])
         self.device = torch.device(args.device)
@@ -148,8 +164,12 @@ def throughput(args: Namespace, found: dict) -> None:
         pixels = np.lib.format.open_memmap(f"{folder}/pixels.npy", "w+", np.uint8, (2048, *size))
         pixels[:] = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
         store = ImageStore([""] * len(pixels), size, "bicubic", "disk", torch.device(args.device), pixels)
-        for name, attention, parts in (("ConvNeXt", "none", 0), ("ConvNeXt-A", "dw", 0), ("ConvNeXt-P", "none", 6),
-                                       ("ConvNeXt-AP", "dw", 6)):
+        for name, attention, parts in (
+            ("ConvNeXt", "none", 0),
+            ("ConvNeXt-A", "dw", 0),
+            ("ConvNeXt-P", "none", 6),
+            ("ConvNeXt-AP", "dw", 6),
+        ):
             setup = Setup(args, attention, parts)
             x = torch.randn(args.batch_size, *size, device=setup.device).contiguous(memory_format=torch.channels_last)
             rate(setup, [(x, setup.labels)] * 3, 1)  # warm up, compile
@@ -158,8 +178,11 @@ def throughput(args: Namespace, found: dict) -> None:
                 step.append(rate(setup, [(x, setup.labels)] * args.steps, images))
                 loop.append(rate(setup, loop_stream(setup, args, store), images))
             found[name] = {"step": median(step), "loop": median(loop), "loop_over_step": median(loop) / median(step)}
-            print(f"{name:<12} step {median(step):8.1f} images/s, loop {median(loop):8.1f} images/s, "
-                  f"ratio {found[name]['loop_over_step']:.3f}", flush=True)
+            print(
+                f"{name:<12} step {median(step):8.1f} images/s, loop {median(loop):8.1f} images/s, "
+                f"ratio {found[name]['loop_over_step']:.3f}",
+                flush=True,
+            )
     for plain, attentive in (("ConvNeXt", "ConvNeXt-A"), ("ConvNeXt-P", "ConvNeXt-AP")):
         share = 1 - found[attentive]["step"] / found[plain]["step"]
         found[f"simam_share_{attentive}"] = share

@@ -1,6 +1,6 @@
 """Images a second of 4-image noise groups: the CPU oracle on one core against the batched version on the device.
 
-    python tests/benchmarks/bench_dapg.py --batch 16 --repeats 3
+python tests/benchmarks/bench_dapg.py --batch 16 --repeats 3
 """
 
 import argparse
@@ -49,8 +49,10 @@ def main(args):
             torch.cuda.synchronize()
         times.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - began)
     rate = 4 * args.batch / float(np.median(times[1:]))
-    print(f"CPU oracle, one core: {core:.1f} images/s; batched on {device.type}: {rate:.1f} images/s, "
-          f"{rate / core:.1f} x (256 x 128, four images a group, processor time on the CPU)")
+    print(
+        f"CPU oracle, one core: {core:.1f} images/s; batched on {device.type}: {rate:.1f} images/s, "
+        f"{rate / core:.1f} x (256 x 128, four images a group, processor time on the CPU)"
+    )
 
 
 if __name__ == "__main__":

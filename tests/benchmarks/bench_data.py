@@ -58,8 +58,10 @@ def write_jpegs(folder: Path, number: int) -> list[str]:
     rng = np.random.default_rng(0)
     paths = []
     for index in range(number):
-        layers = [Image.fromarray(rng.integers(0, 256, (16 * 2 ** k, 8 * 2 ** k, 3), dtype=np.uint8)).resize((64, 128))
-                  for k in range(4)]
+        layers = [
+            Image.fromarray(rng.integers(0, 256, (16 * 2**k, 8 * 2**k, 3), dtype=np.uint8)).resize((64, 128))
+            for k in range(4)
+        ]
         image = Image.blend(Image.blend(layers[0], layers[1], 0.4), Image.blend(layers[2], layers[3], 0.4), 0.3)
         paths.append(str(folder / f"{index:05d}.jpg"))
         image.filter(ImageFilter.GaussianBlur(0.6)).save(paths[-1], quality=90)
@@ -71,11 +73,17 @@ class Classic(torch.utils.data.Dataset):
 
     def __init__(self, paths: list[str]):
         self.paths = paths
-        self.transform = classic.Compose([
-            classic.Resize((256, 128), classic.InterpolationMode.BICUBIC), classic.RandomHorizontalFlip(),
-            classic.Pad(10), classic.RandomCrop((256, 128)), classic.ToTensor(),
-            classic.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            classic.RandomErasing(0.5, (0.02, 0.4), (0.3, 10 / 3), IMAGENET_MEAN)])
+        self.transform = classic.Compose(
+            [
+                classic.Resize((256, 128), classic.InterpolationMode.BICUBIC),
+                classic.RandomHorizontalFlip(),
+                classic.Pad(10),
+                classic.RandomCrop((256, 128)),
+                classic.ToTensor(),
+                classic.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+                classic.RandomErasing(0.5, (0.02, 0.4), (0.3, 10 / 3), IMAGENET_MEAN),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,8 +122,9 @@ def rates(stream, number: int, device: torch.device) -> tuple[float, float]:
 
 def classic_stream(paths: list[str], order: np.ndarray, workers: int, device: torch.device):
     """Batches of the per-image loader."""
-    loader = torch.utils.data.DataLoader(Classic(paths), batch_sampler=order.tolist(), num_workers=workers,
-                                         pin_memory=device.type == "cuda")
+    loader = torch.utils.data.DataLoader(
+        Classic(paths), batch_sampler=order.tolist(), num_workers=workers, pin_memory=device.type == "cuda"
+    )
     for images, _ in loader:
         yield images.to(device, non_blocking=True)
 
@@ -146,8 +155,10 @@ def main() -> None:
         streams = {"classic": lambda: classic_stream(paths, order, args.workers, device)}
         for name, images in stores.items():
             streams[name] = functools.partial(store_stream, images, order, device)
-        rounds = [{name: rates(make(), order.size, device) for name, make in streams.items()}
-                  for _ in range(2 if args.small else args.rounds)]
+        rounds = [
+            {name: rates(make(), order.size, device) for name, make in streams.items()}
+            for _ in range(2 if args.small else args.rounds)
+        ]
     report(args, len(paths), fill_s, rounds)
 
 
@@ -158,16 +169,26 @@ def report(args: argparse.Namespace, number: int, fill_s: float, rounds: list[di
         medians = {name: median(one[name][column] for one in rounds) for name in rounds[0]}
         figures[key] = medians
         figures[f"{key}_ratio"] = {name: value / medians["classic"] for name, value in medians.items()}
-    print(f"{number} images, batch {args.batch_size}, {args.device}, classic loader with {args.workers} processes, "
-          f"{torch.get_num_threads()} threads; store filled in {fill_s:.1f} s; medians of {len(rounds)} rounds")
+    print(
+        f"{number} images, batch {args.batch_size}, {args.device}, classic loader with {args.workers} processes, "
+        f"{torch.get_num_threads()} threads; store filled in {fill_s:.1f} s; medians of {len(rounds)} rounds"
+    )
     print(f"{'':<16} {'images/s':>10} {'ratio':>8} {'images/CPU-s':>14} {'ratio':>8}")
     for name in rounds[0]:
         wall, wall_ratio, cpu, cpu_ratio = (values[name] for values in figures.values())
         print(f"{name:<16} {wall:>10,.0f} {wall_ratio:>6.1f} x {cpu:>14,.0f} {cpu_ratio:>6.1f} x")
     if args.json:
-        result = {"images": number, "batch_size": args.batch_size, "device": args.device, "workers": args.workers,
-                  "threads": torch.get_num_threads(), "torch": torch.__version__, "fill_s": fill_s, "rounds": rounds,
-                  "medians": figures}
+        result = {
+            "images": number,
+            "batch_size": args.batch_size,
+            "device": args.device,
+            "workers": args.workers,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "fill_s": fill_s,
+            "rounds": rounds,
+            "medians": figures,
+        }
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

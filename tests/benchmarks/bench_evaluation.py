@@ -91,17 +91,21 @@ def market(kind: str, small: bool, device: str) -> tuple:
 
 def bare_product(query: torch.Tensor, gallery: torch.Tensor, rows: int = 256) -> None:
     for start in range(0, len(query), rows):
-        torch.mm(query[start:start + rows], gallery.T)
+        torch.mm(query[start : start + rows], gallery.T)
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict:
     case = market(kind, args.small, args.device)
     dist = distances.pairwise(*case[:2])
-    times = interleave({
-        "bare_product": lambda: bare_product(*case[:2]),
-        "rank_metrics": lambda: evaluation.rank_metrics(*case),
-        "from_distances": lambda: evaluation.rank_metrics_from_distances(dist, *case[2:]),
-    }, args.repeats, args.device)
+    times = interleave(
+        {
+            "bare_product": lambda: bare_product(*case[:2]),
+            "rank_metrics": lambda: evaluation.rank_metrics(*case),
+            "from_distances": lambda: evaluation.rank_metrics_from_distances(dist, *case[2:]),
+        },
+        args.repeats,
+        args.device,
+    )
     row = {"features": kind, **{f"{name}_s": value for name, value in times.items()}}
     row["ratio"] = times["rank_metrics"] / times["bare_product"]
     flags = ["--kind", kind, "--device", args.device] + ["--small"] * args.small

@@ -40,17 +40,21 @@ def features(kind: str, n: int, device: str, size: int = 2048, latent: int = 48)
 
 def bare_neighbours(x: torch.Tensor, k: int = 31, rows: int = 1024) -> None:
     for start in range(0, len(x), rows):
-        torch.mm(x[start:start + rows], x.T).topk(k)
+        torch.mm(x[start : start + rows], x.T).topk(k)
 
 
 def measure_jaccard(kind: str, n: int, args: argparse.Namespace) -> dict:
     x = features(kind, n, args.device)
     matrix = jaccard.jaccard_distance(x)
-    times = interleave({
-        "bare_neighbours": lambda: bare_neighbours(x),
-        "jaccard": lambda: jaccard.jaccard_distance(x),
-        "cluster": lambda: jaccard.cluster(matrix, 0.6),
-    }, args.repeats if n < 20000 else 1, args.device)
+    times = interleave(
+        {
+            "bare_neighbours": lambda: bare_neighbours(x),
+            "jaccard": lambda: jaccard.jaccard_distance(x),
+            "cluster": lambda: jaccard.cluster(matrix, 0.6),
+        },
+        args.repeats if n < 20000 else 1,
+        args.device,
+    )
     row = {"call": "jaccard_distance", "features": kind, "n": n, "entries_per_row": matrix.nnz / n}
     row |= {"clusters": int(jaccard.cluster(matrix, 0.6).max()) + 1, **{f"{k}_s": v for k, v in times.items()}}
     row["ratio"] = times["jaccard"] / times["bare_neighbours"]
@@ -62,8 +66,11 @@ def measure_jaccard(kind: str, n: int, args: argparse.Namespace) -> dict:
 def measure_re_rank(num_query: int, num_gallery: int, args: argparse.Namespace) -> dict:
     x = features("clustered", num_query + num_gallery, args.device)
     query, gallery = x[:num_query], x[num_query:]
-    times = interleave({"bare_neighbours": lambda: bare_neighbours(x),
-                        "re_rank": lambda: jaccard.re_rank(query, gallery)}, max(1, args.repeats // 2), args.device)
+    times = interleave(
+        {"bare_neighbours": lambda: bare_neighbours(x), "re_rank": lambda: jaccard.re_rank(query, gallery)},
+        max(1, args.repeats // 2),
+        args.device,
+    )
     row = {"call": "re_rank", "features": "clustered", "n": len(x), **{f"{k}_s": v for k, v in times.items()}}
     row["ratio"] = times["re_rank"] / times["bare_neighbours"]
     del x, query, gallery
@@ -76,7 +83,7 @@ def measure_peak(args: argparse.Namespace) -> float:
     x = features(args.kind, args.n, args.device)
     jaccard.jaccard_distance(x[:200])  # load the libraries
     if args.num_query:
-        return peak_mib(lambda: jaccard.re_rank(x[:args.num_query], x[args.num_query:]), args.device)
+        return peak_mib(lambda: jaccard.re_rank(x[: args.num_query], x[args.num_query :]), args.device)
     return peak_mib(lambda: jaccard.jaccard_distance(x), args.device)
 
 
@@ -84,9 +91,11 @@ def main(args: argparse.Namespace) -> None:
     if args.peak:
         print(measure_peak(args))
         return
-    tasks = [lambda: measure_jaccard("clustered", 1300 if args.small else 12936, args),
-             lambda: measure_jaccard("random", 1300 if args.small else 12936, args),
-             lambda: measure_re_rank(*((337, 1973) if args.small else (3368, 19732)), args)]
+    tasks = [
+        lambda: measure_jaccard("clustered", 1300 if args.small else 12936, args),
+        lambda: measure_jaccard("random", 1300 if args.small else 12936, args),
+        lambda: measure_re_rank(*((337, 1973) if args.small else (3368, 19732)), args),
+    ]
     if args.large:
         tasks.append(lambda: measure_jaccard("clustered", 32621, args))
     rows = []

@@ -94,28 +94,37 @@ def agree(name: str, ours, usual, tolerance: float) -> None:
 def measure_metrics(args: argparse.Namespace) -> list[dict]:
     case = market("clustered", args.small, "cpu")
     dist = distances.pairwise(*case[:2])
-    ours = interleave({
-        "from_features": lambda: evaluation.rank_metrics(*case),
-        "from_distances": lambda: evaluation.rank_metrics_from_distances(dist, *case[2:]),
-    }, args.repeats, "cpu")
+    ours = interleave(
+        {
+            "from_features": lambda: evaluation.rank_metrics(*case),
+            "from_distances": lambda: evaluation.rank_metrics_from_distances(dist, *case[2:]),
+        },
+        args.repeats,
+        "cpu",
+    )
     usual, seconds = timed(lambda: usual_metrics(dist.numpy(), *case[2:]))
     agree("mAP", evaluation.rank_metrics_from_distances(dist, *case[2:]).mAP, usual, 1e-9)
     _, product = timed(lambda: torch.cdist(*case[:2]))
-    return [row("metrics from distances", ours["from_distances"], seconds),
-            row("metrics from features", ours["from_features"], product + seconds)]
+    return [
+        row("metrics from distances", ours["from_distances"], seconds),
+        row("metrics from features", ours["from_features"], product + seconds),
+    ]
 
 
 def measure_jaccard(args: argparse.Namespace) -> list[dict]:
     x = features("clustered", 1300 if args.small else 12936, "cpu")
     matrix = jaccard.jaccard_distance(x)
-    ours = interleave({"distance": lambda: jaccard.jaccard_distance(x),
-                       "cluster": lambda: jaccard.cluster(matrix, EPS)}, args.repeats, "cpu")
+    ours = interleave(
+        {"distance": lambda: jaccard.jaccard_distance(x), "cluster": lambda: jaccard.cluster(matrix, EPS)},
+        args.repeats,
+        "cpu",
+    )
     dense, seconds = timed(lambda: usual_jaccard(x))
     for start in range(0, len(x), 1000):  # an absent pair of the sparse matrix is at distance 1
-        part = matrix[start:start + 1000]
+        part = matrix[start : start + 1000]
         full = np.ones(part.shape, np.float32)
         full[np.repeat(np.arange(part.shape[0]), np.diff(part.indptr)), part.indices] = part.data
-        agree("Jaccard distance", full, dense[start:start + 1000], 1e-5)
+        agree("Jaccard distance", full, dense[start : start + 1000], 1e-5)
     labels, cluster_seconds = timed(lambda: usual_cluster(dense))
     agree("clusters", jaccard.cluster(matrix, EPS), labels, 0)
     return [row("Jaccard distance", ours["distance"], seconds), row("clustering", ours["cluster"], cluster_seconds)]
