@@ -45,9 +45,18 @@ def broadcast(run, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sync_buffers(run, model: torch.nn.Module) -> None:
-    """Give every rank rank 0's buffers (BatchNorm statistics), so that all ranks evaluate the same network."""
+    """Give every rank the same buffers, so that all evaluate the same network: the mean over ranks of floating-point
+    ones (BatchNorm statistics; equal ones stay to the bit), rank 0's of others.
+    """
+    if run.world_size == 1:
+        return
     for buffer in model.buffers():
-        broadcast(run, buffer)
+        if not buffer.is_floating_point():
+            broadcast(run, buffer)
+            continue
+        parts = gather(run, buffer.to(run.device)[None])
+        equal = (parts == parts[0]).all()  # a mean of equal numbers may round
+        buffer.copy_(torch.where(equal, parts[0], parts.mean(0)))
 
 
 class GatherWithGradient(torch.autograd.Function):
@@ -69,8 +78,17 @@ class GatherWithGradient(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def gather_rows(x: torch.Tensor) -> torch.Tensor:
+    """The rows of the global batch on every rank, in rank order and differentiable; x itself without other ranks.
+
+    A loss of the gathered rows that every rank computes alike then has, after DistributedDataParallel's mean over the
+    ranks, the gradient that one process would have. B must be equal on all ranks.
+    """
+    return GatherWithGradient.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
+
+
 def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
-    """The model, compiled if asked, in DistributedDataParallel if there are several ranks; BatchNorm stays per rank."""
+    """The model, compiled if asked, in DistributedDataParallel if there are several ranks. BatchNorm: batchnorm.py."""
     if run.args["compile"]:
         model = torch.compile(model)
     if run.world_size == 1:
