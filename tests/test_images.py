@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import images
-from common.images import batches, default_cache_dir, open_images
+from common import images, pixels, store
+from common.images import batches, open_images
+from common.store import default_cache_dir
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def store_files(folder: Path) -> list[Path]:
 def test_pixels_equal_pil(paths, tmp_path, name, workers):
     store = open_images(paths, 32, 16, interpolation=name, cache_dir=tmp_path / "cache", workers=workers)
     got = store.gather(np.arange(150)).numpy()
-    expected = np.stack([reference(path, 32, 16, images.FILTERS[name]) for path in paths])
+    expected = np.stack([reference(path, 32, 16, pixels.FILTERS[name]) for path in paths])
     assert np.array_equal(got, expected) and got.dtype == np.uint8 and len(store) == 150
 
 
@@ -254,8 +255,8 @@ def test_bad_arguments_are_named(paths, change, words):
         open_images(**{**dict(paths=paths, height=32, width=16), **change})
 
 
-def test_no_cache_reads_pickles(tmp_path):
-    source = Path(images.__file__).read_text()
+def test_no_cache_reads_pickles():
+    source = Path(store.__file__).read_text()
     assert "allow_pickle=False" in source and "allow_pickle=True" not in source
 
 
