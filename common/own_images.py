@@ -80,9 +80,9 @@ def add_flags(parser: ArgumentParser, query: bool = True) -> None:
 def check(parser: ArgumentParser, args: Namespace) -> None:
     """End the process with one sentence for flags that do not fit together."""
     if args.query and not args.gallery:
-        parser.error("--query DIR needs --gallery DIR")
+        parser.error("--query PATH needs --gallery PATH")
     if args.gallery and not (args.query or args.export_features):
-        parser.error("--gallery DIR needs --query DIR, or --export-features PATH to describe one folder")
+        parser.error("--gallery PATH needs --query PATH, or --export-features PATH to describe one folder")
     if args.export and not args.export.endswith(".pt2"):
         parser.error(f"--export {args.export}: the name must end in .pt2")
     if args.top < 0:

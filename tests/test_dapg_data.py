@@ -4,6 +4,7 @@ import pickle
 import random
 import shutil
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from common import datasets, evaluation, images
 from common.datasets import luperson, regdb, sysu
 from common.synthetic import layouts
 from dapg import corruptions
-from dapg.data import CorruptedStore, subset
+from dapg.data import CorruptedStore, LmdbStore, subset
 
 
 @pytest.fixture(scope="module")
@@ -237,16 +238,12 @@ def test_keys_cannot_run_code(tmp_path, capsys):
 
 def test_an_lmdb_without_the_package_is_one_clear_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    luperson.environment.cache_clear()
     write_keys(tmp_path / "LUPerson" / "lmdb", ["a"])
     with pytest.raises(ValueError, match="pip install lmdb, or unpack the images into a folder"):
         luperson.read(datasets.load("luperson", tmp_path).train[0].path)
 
 
 def test_a_real_lmdb_gives_the_folders_pixels(tree, tmp_path):
-    lmdb = pytest.importorskip("lmdb")
-    from dapg.data import LmdbStore
-
     files = [s.path for s in datasets.load("luperson", tree).train[:5]]
     with lmdb.open(str(tmp_path / "LUPerson.lmdb"), map_size=1 << 24) as env, env.begin(write=True) as transaction:
         for i, file in enumerate(files):

@@ -71,7 +71,7 @@ def images(
         found += sorted(kept, key=lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
     if left:
         place = folders[0] if len(folders) == 1 else os.path.commonpath([os.path.abspath(f) for f in folders])
-        said = ", ".join(f"{len(names)} {kind} ({_examples(names)})" for kind, names in left.items())
+        said = "; ".join(f"{kind}: {len(names)} ({_examples(names)})" for kind, names in left.items())
         warnings.warn(f"{shown(place)}: left out {said}", LeftOut, stacklevel=2)
     return found
 
