@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import threading
+import warnings
 from pathlib import Path
 
 from common.datasets import files
@@ -35,7 +36,9 @@ def load(data_dir: str | Path) -> Dataset:
     for root in roots:
         lmdbs = sorted(root.glob("*/data.mdb")) + sorted(root.glob("data.mdb")) + sorted(root.glob("*.lmdb"))
         if lmdbs:
-            path = lmdbs[0].parent if lmdbs[0].name == "data.mdb" else lmdbs[0]
+            path, *others = [file.parent if file.name == "data.mdb" else file for file in lmdbs]
+            if others:
+                warnings.warn(f"{path} is read and not {', '.join(map(str, others))}", files.LeftOut, stacklevel=2)
             return assemble(Values, root, [f"{path}{SEPARATOR}{key}" for key in lmdb_keys(path)])
     for root in roots[:-1]:
         if root.is_dir():
