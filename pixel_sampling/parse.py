@@ -50,6 +50,10 @@ def folders(root: Path, out: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError(f"no folder {root}; give --root a folder of images")
     if out is None and source == root:
         raise ValueError(f"{root} is no PRCC tree; say with --out where the masks shall go")
+    if out is not None and Path(out).resolve() == source.resolve():
+        raise ValueError(
+            f"--out {out} is the folder of the images; give the masks a folder of their own, even inside it"
+        )
     return source, Path(out) if out else source.parent / "mask"
 
 
