@@ -1,8 +1,10 @@
 """LUPerson's LMDB: its keys, reading it from forked processes and from threads, and a training on it to its result."""
 
 import json
+import multiprocessing
 import pickle
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,12 +64,36 @@ def test_loader_processes_read_it_after_the_main_process_has(tree):
     assert torch.equal(opened.gather(np.arange(8)), first)  # the parent's handle is as it was
 
 
-def test_many_threads_open_it_once_and_read_the_same(tree, tmp_path):
+def child(path: str, queue) -> None:
+    queue.put((len(luperson._opened), luperson.read(path), len(luperson._opened)))
+
+
+def test_a_forked_process_closes_its_parents_handles_and_opens_its_own(tree):
+    path = datasets.load("luperson", tree[0]).train[0].path
+    content = luperson.read(path)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(path, queue))
+    process.start()
+    assert queue.get(timeout=60) == (0, content, 1)
+    process.join()
+    assert luperson.read(path) == content
+
+
+def test_many_threads_open_it_once_and_read_the_same(tree, monkeypatch):
     paths = [s.path for s in datasets.load("luperson", tree[0]).train]
     luperson._after_fork()  # as in a process that has opened nothing
+    opened, original = [], lmdb.open
+
+    def slow(*args, **options):
+        opened.append(args)
+        threading.Event().wait(0.05)  # the others arrive meanwhile
+        return original(*args, **options)
+
+    monkeypatch.setattr(lmdb, "open", slow)
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(luperson.read, paths * 5))
-    assert read == [Path(file).read_bytes() for file in tree[1]] * 5
+    assert read == [Path(file).read_bytes() for file in tree[1]] * 5 and len(opened) == 1
 
 
 @pytest.mark.parametrize("threads", ["0", "4"])

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("words", nargs="+", metavar="[check] NAME", help=f"one of {', '.join(datasets.NAMES)}")
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's tree, or the tree itself")
     parser.add_argument("--split", choices=("detected", "labeled"), help="boxes of cuhk03")
-    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that open images; 0: the main one")
+    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that open images; 0 is as 1")
     args = parser.parse_args(argv)
     if len(args.words) > 2 or (len(args.words) == 2 and args.words[0] != "check"):
         parser.error(f"expected NAME or check NAME, got {' '.join(args.words)}")
@@ -67,7 +67,7 @@ def broken(paths: list[str], workers: int) -> list[str]:
     faults, bar = [], tqdm(total=len(paths), desc="open", unit="img", disable=None)
     with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
         for start in range(0, len(paths), CHUNK):
-            for text in (pool.map if workers else map)(fault, paths[start : start + CHUNK]):
+            for text in pool.map(fault, paths[start : start + CHUNK]):
                 bar.update()
                 faults += [text] if text else []
     return faults
