@@ -18,6 +18,7 @@ from common.datasets.files import MARKER
 
 SPLITS = ("train", "query", "gallery")
 BOX_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+WITHOUT = "if they do not belong to the data set, give a tree without them (links will do)"  # data may be read-only
 BOXES = tuple(BOX_FOLDERS.values())  # the layout of Market-1501, which others took over
 
 
@@ -161,13 +162,11 @@ def scan_boxes(root: Path, pattern: re.Pattern) -> dict[str, list[Sample]]:
     return {split: scan(root / folder, pattern, to_sample) for split, folder in BOX_FOLDERS.items()}
 
 
-def refuse(folder: Path, names: list[str], why: str) -> None:
-    """ValueError that names at most five of the names, if there are any; data may be read-only, so links will do."""
+def refuse(folder: Path, names: list[str], why: str, remedy: str = WITHOUT) -> None:
+    """ValueError that names at most five of the names, if there are any."""
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise ValueError(
-            f"{folder}: {shown}: {why}; if they do not belong to the data set, give a tree without them (links will do)"
-        )
+        raise ValueError(f"{folder}: {shown}: {why}; {remedy}")
 
 
 def assemble(

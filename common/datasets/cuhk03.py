@@ -71,14 +71,14 @@ def read_lists(file: Path, folder: Path) -> dict[str, list[Sample]]:
     arrays. Raises: ValueError naming the file for another format, other variables or numbers that do not fit."""
     lists = matlab(file, ["filelist", "labels", *(f"{part}_idx" for part in BOX_FOLDERS)])
     names = [str(np.asarray(name).reshape(-1)[0]) if np.size(name) else "" for name in lists["filelist"].reshape(-1)]
-    refuse(file, [name for name in names if not ORIGINAL.match(name)], "not a name like 1_001_1_01.png")
+    refuse(file, [name for name in names if not ORIGINAL.match(name)], "not a name like 1_001_1_01.png", "get it again")
     pids = whole_numbers(file, "labels", lists, len(names))
     if len(pids) != len(names):
         raise ValueError(f"{file}: {len(pids)} labels for {len(names)} images; get it again")
     chosen = {part: whole_numbers(file, f"{part}_idx", lists, len(names)) - 1 for part in BOX_FOLDERS}
     present = {file.name for file in folder.iterdir()}
     missing = [names[i] for part in chosen.values() for i in part if names[i] not in present]
-    refuse(folder, missing, f"listed in {file} but not there")
+    refuse(folder, missing, f"listed in {file} but not there", "the copy is incomplete")
     return {
         part: [Sample(str(folder / names[i]), int(pids[i]), int(ORIGINAL.match(names[i])[1]) - 1) for i in indices]
         for part, indices in chosen.items()

@@ -68,7 +68,8 @@ def images(
         kept = [path for path in listed if not ours(path)]
         if len(kept) < len(listed):
             left["pictures of earlier results"] = [os.path.basename(p) for p in sorted(set(listed) - set(kept))]
-        found += sorted(kept, key=lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
+        start = len(os.path.join(folder, ""))
+        found += sorted(kept, key=lambda path: path[start:].replace(os.sep, "/"))
     if left:
         place = folders[0] if len(folders) == 1 else os.path.commonpath([os.path.abspath(f) for f in folders])
         said = "; ".join(f"{kind}: {len(names)} ({_examples(names)})" for kind, names in left.items())

@@ -59,5 +59,5 @@ def read_list(file: Path, folder: Path) -> list[Sample]:
             samples.append(Sample(str(lists.place(folder, name)), pid, int(match[1]) - 1))
         else:
             wrong.append(line[:80])
-    refuse(file, wrong, "not a line like '0000/0000_000_01_x.jpg 0'")
+    refuse(file, wrong, "not a line like '0000/0000_000_01_x.jpg 0'", "get the list again")
     return samples

@@ -4,6 +4,7 @@ Layout: prsnet_pretrain/{coco,voc,mix}/*.jpg and manifest.jsonl, one object a cr
 (nobody knows who it is) and camid the number of the source folder, in alphabetical order.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def load(data_dir: str | Path) -> Dataset:
             f"person_crops: no manifest.jsonl in {' or '.join(map(str, tried))}; cut the crops with "
             f"python -m prsnet.prepare, or use --synthetic small"
         )
-    paths = files.images(files.folders(root))
+    paths = sorted(Path(path).relative_to(root).as_posix() for path in files.images(files.folders(root)))
     with open(root / "manifest.jsonl", encoding="utf-8") as manifest:
         listed = sum(1 for line in manifest if line.strip())
     if not paths or listed != len(paths):
         raise ValueError(
             f"person_crops: {root} has {len(paths)} images but its manifest lists {listed}; run prsnet.prepare again"
         )
-    sources = [folder.name for folder in files.folders(root)]
-    samples = [Sample(path, -1, sources.index(Path(path).relative_to(root).parts[0])) for path in paths]
+    sources = sorted({path.split("/")[0] for path in paths})
+    samples = [Sample(os.path.join(root, path), -1, sources.index(path.split("/")[0])) for path in paths]
     return Crops("person_crops", root, kind_of(root), samples, [], [])

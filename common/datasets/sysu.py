@@ -61,7 +61,7 @@ def ids(root: Path, name: str) -> list[int]:
     words = lists.text(path).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words):
         wrong = next((word for word in words if not word.isdigit()), "nothing")
-        raise ValueError(f"sysu: {path} holds {wrong!r}, expected comma-separated ids such as 1,2,4")
+        raise ValueError(f"sysu: {path} holds {wrong[:80]!r}, expected comma-separated ids such as 1,2,4")
     return sorted({int(word) for word in words})
 
 
