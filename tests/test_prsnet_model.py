@@ -1,4 +1,4 @@
-"""PRSNet: masks, sizes to the unit, exact folding, the separate masked pass, MAE's tokens (spec checks 1, 2, 3, 7)."""
+"""PRSNet: masks, sizes to the unit, exact folding, the separate masked pass, MAE's tokens."""
 
 import numpy as np
 import pytest
