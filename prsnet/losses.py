@@ -1,9 +1,8 @@
 """Losses of fine-tuning: identity, triplet (Eq. 2), centre, and the centroid losses (Eqs. 3, 4) in all their forms.
 
 A batch is P identities x K slots, that of all processes together. feats (P, K, D) are features before the neck, masked
-(P, K, D) those of the same images with hidden blocks, real (P, K) bool says which slots hold an image; the others change
-no value and no gradient.
-Everything is float32 at least, whatever autocast says.
+(P, K, D) those of the same images with hidden blocks, real (P, K) bool says which slots hold an image; the others
+change no value and no gradient. Everything is float32 at least, whatever autocast says.
 Deviation: distances are Euclidean, not squared as printed: the margin was tuned so, and squared distances are prone to
 collapse (Hermans et al. 2017); dist="sq" is the printed form.
 """
@@ -74,10 +73,10 @@ def centre_loss(feats: Tensor, labels: Tensor, real: Tensor, centres: Tensor, we
     f, c = fp32(feats), centres[labels][:, None]  # (P, 1, D)
     pull = mean_over((f - c.detach()).square().sum(2), real)
     follow = mean_over((f.detach() - c).square().sum(2), real)
-    return weight * pull + follow - follow.detach()
+    return weight * pull + (follow - follow.detach())
 
 
-# ------------------------------------------------------------------------------------------- centroids, Eqs. (3) and (4)
+# ------------------------------------------------------------------------------------------ centroids, Eqs. (3) and (4)
 class Slot(NamedTuple):
     """The batch as query slot i sees it: each of P identities has its image i as the query, the others in its means."""
 
@@ -157,10 +156,7 @@ def ctl_authors(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
     rows, there = torch.cat([s.q, s.c]), (s.n > 0).repeat(2)
     same = torch.eye(len(s.q), dtype=torch.bool, device=s.q.device).repeat(2, 2)
     d = cross_distance(rows, rows, dist)
-    return (
-        d.masked_fill(~same | ~there, -torch.inf).amax(1),
-        d.masked_fill(same | ~there, torch.inf).amin(1),
-    )
+    return (d.masked_fill(~same | ~there, -torch.inf).amax(1), d.masked_fill(same | ~there, torch.inf).amin(1))
 
 
 def mctl_authors(s: Slot, dist: str) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
 from common.epoch import Epoch
 from prsnet import masking, sampling
-from prsnet.flags import pretrain_args
+from prsnet.flags import fine_tuning, pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
@@ -182,11 +182,9 @@ def main(args):
     path = runtime.record(
         run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs
     )
-    runtime.say(
-        run,
-        f"lowest loss {run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}: {run.log_dir / 'best.pt'}; "
-        f"result in {path}",
-    )
+    best, told = run.log_dir / "best.pt", f"{run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}"
+    runtime.say(run, f"lowest loss {told}: {best}; result in {path}")
+    runtime.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
 
 
 if __name__ == "__main__":

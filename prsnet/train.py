@@ -78,7 +78,7 @@ def warmup_steps(epochs: int):
 
 
 def objective(args, centres, output, real, labels):
-    """Losses of the global batch in slots (global_batch); real (P, K) bool, labels (P,); returns the sum and its parts."""
+    """Losses of the global batch in slots; real (P, K) bool, labels (P,) of the identities; returns sum and parts."""
     w_id, w_triplet, w_centre, w_centroid = args.loss_weights
     feats, logits, masked = output
     parts = {
@@ -158,7 +158,9 @@ def main(args):
     grad_scaler = runtime.scaler(run)
     augment = transforms.Augment(
         pad=10 * args.height // 256,
-        erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
+        erase_law="uniform",
+        erase_fill=ERASE_FILL[variants(args)["erase"]],
+        channels_last=True,
     )
     for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
