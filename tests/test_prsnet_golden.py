@@ -78,7 +78,7 @@ def test_five_steps_have_the_recorded_losses(name):
     golden.check("prsnet", name, CASES[name]())
 
 
-# ------------------------------------------------------------------------------------------ loops written from the paper
+# ------------------------------------------------------------------------------------- loops written from the paper
 def test_five_steps_of_pretraining_equal_a_loop_from_the_paper(monkeypatch):
     for model in ("prsnet", "mae"):
         args, fixed = small.pretrain_args("--model", model), small.Fixed(8)
