@@ -5,16 +5,17 @@ import json
 import subprocess
 
 import numpy as np
+import prsnet_small as small
 import pytest
 import torch
 from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_when, script
 from PIL import Image
 from test_resume import assert_equal
 
-from common import checkpoints
+from common import checkpoints, runtime, transforms
 from prsnet import deploy, flags, masking, pretrain, protocols, test, train
 
-TINY = "--size tiny --height 64 --width 32 --mask-block 4 2 --workers 1".split()
+TINY = small.WORDS
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +412,28 @@ def test_gpu_trains_as_the_cpu_does_and_in_bf16(data_dir, tmp_path):
         pretrained(data_dir, tmp_path / amp, "--amp", amp, "--cache", "device")
         losses[amp] = json.loads(only(tmp_path / amp / "logs", "log.jsonl").read_text().splitlines()[-1])["loss"]
     assert losses["bf16"] == pytest.approx(losses["off"], rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("words", [(), ("--centroid", "ctl", "--amp", "bf16"), ("--preset", "authors"), None])
+def test_a_step_does_not_wait_for_the_gpu(words):
+    modes = iter(["default", "error", "default"])  # of three steps, the second is watched
+
+    def augment(pixels, generator):
+        torch.cuda.set_sync_debug_mode(next(modes))
+        return transforms.normalize(pixels)
+
+    if words is None:
+        args, number = small.pretrain_args(), 24
+        run = runtime.start(args, "prsnet")
+        model, *others = pretrain.build(args, run, 3)
+        state = *others, runtime.scaler(run), small.store(number), augment, 0
+        losses = {"loss": pretrain.train_one_epoch(run, args, model, *state)}
+    else:
+        args, labels = small.finetune_args(*words, "--iters", "3", "--batch-size", "12"), torch.arange(6).repeat(9)
+        run = runtime.start(args, "prsnet")
+        model, optimizer, centres, _ = train.build(args, run, 6, "market")
+        state = [optimizer, centres], runtime.scaler(run), small.store(len(labels)), labels, augment, 0
+        losses = train.train_one_epoch(run, args, model, *state)
+    assert next(modes, None) is None and all(np.isfinite(value) for value in losses.values())
