@@ -13,8 +13,6 @@ import prsnet_small as small
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import write_market
-from PIL import Image
 
 from common import runtime
 from prsnet import flags, masking, pretrain, train
@@ -22,18 +20,6 @@ from prsnet.model import SIZES
 
 
 # ------------------------------------------------------------------------------------------------------ recorded losses
-def people(folder: Path) -> Path:
-    """16 striped crops and a miniature Market-1501 in one --data-dir."""
-    root = write_market(folder)
-    crops, draw = root / "prsnet_pretrain" / "coco", np.random.default_rng(0)
-    crops.mkdir(parents=True)
-    for n in range(16):
-        picture = np.repeat(np.repeat(draw.integers(0, 256, (8, 4, 3)), 8, 0), 8, 1)
-        Image.fromarray(picture.astype(np.uint8)).save(crops / f"{n:03d}.png")
-    (root / "prsnet_pretrain" / "manifest.jsonl").write_text("{}\n" * 16)
-    return root
-
-
 def five_epochs(script, parse, root: Path, words) -> list[float]:
     """Losses of five epochs of one step each, through the script's own main."""
     out = Path(tempfile.mkdtemp(dir=root))
@@ -46,13 +32,13 @@ def five_epochs(script, parse, root: Path, words) -> list[float]:
 def pretraining(*words):
     with tempfile.TemporaryDirectory() as folder:
         words = ("--batch-size", 16, "--lr", 0.16, "--warmup", 1, "--weight-decay", 0.5, *words)
-        return five_epochs(pretrain, flags.pretrain_args, people(Path(folder)), words)
+        return five_epochs(pretrain, flags.pretrain_args, small.people(Path(folder), 16), words)
 
 
 def finetuning(*words, model="prsnet"):
     """From the weights of a short pre-training."""
     with tempfile.TemporaryDirectory() as folder:
-        root = people(Path(folder))
+        root = small.people(Path(folder), 16)
         weights = "none"
         if "--preset" not in words:
             before = ("--batch-size", 16, "--lr", 0.16, "--model", model)

@@ -4,7 +4,6 @@ about wrong input."""
 import json
 import subprocess
 
-import numpy as np
 import prsnet_small as small
 import pytest
 import torch
@@ -12,7 +11,7 @@ from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_when, scrip
 from PIL import Image
 from test_resume import assert_equal
 
-from common import checkpoints, runtime, transforms
+from common import checkpoints
 from prsnet import deploy, flags, masking, pretrain, protocols, test, train
 
 TINY = small.WORDS
@@ -20,17 +19,7 @@ TINY = small.WORDS
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """40 striped crops, and a miniature Market-1501, in one --data-dir."""
-    from conftest import write_market
-
-    root = write_market(tmp_path_factory.mktemp("data"))
-    folder, draw = root / "prsnet_pretrain" / "coco", np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for n in range(40):
-        picture = np.repeat(np.repeat(draw.integers(0, 256, (4, 1, 3)), 16, 0), 32, 1)
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{n:03d}.jpg")
-    (root / "prsnet_pretrain" / "manifest.jsonl").write_text("{}\n" * 40)
-    return root
+    return small.people(tmp_path_factory.mktemp("data"), 40)
 
 
 def command(data_dir, out, *more):
@@ -242,30 +231,6 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
     assert moved[0] > 0.1 and moved[1] > 0.1 and moved[2] == 0  # by their own rate 0.5, whatever their weight 5e-4
 
 
-def test_retrieval_is_by_features_behind_the_neck():
-    args = flags.train_args([*TINY, "--batch-size", "8", "--weights", "none"])
-    model, x = train.build_model(args, 3).eval(), torch.randn(4, 3, 64, 32)
-    model.neck.running_mean.normal_()
-    model.neck.running_var.uniform_(0.5, 2.0)
-    model.neck.weight.data.uniform_(0.5, 2.0)
-    f = model.encoder(x)
-    expected = (f - model.neck.running_mean) / (model.neck.running_var + 1e-5).sqrt() * model.neck.weight
-    torch.testing.assert_close(model(x), expected)
-
-
-@pytest.mark.parametrize("model", ["prsnet", "mae"])
-def test_under_bf16_what_leaves_a_network_is_not_rounded(model):
-    words = [*TINY, "--model", model, "--amp", "bf16"]
-    x, masked = torch.randn(4, 3, 64, 32), masking.random_mask(4, (16, 16), 0.75, torch.Generator().manual_seed(0))
-    reid = train.build_model(flags.train_args([*words, "--weights", "none"]), 3).train()
-    autoencoder = pretrain.build_model(flags.pretrain_args(words))
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = [*reid(x, masked), reid.eval()(x), autoencoder(x, masked)]
-        assert torch.nn.Linear(32, 32)(x).dtype == torch.bfloat16
-    for value in outputs:
-        assert value.dtype == torch.float32 and (value != value.bfloat16()).float().mean() > 0.9
-
-
 def test_weights_of_pretraining_arrive_in_the_encoder(best):
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", str(best)])
     run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "main": True, "args": {"compile": False}})
@@ -412,28 +377,3 @@ def test_gpu_trains_as_the_cpu_does_and_in_bf16(data_dir, tmp_path):
         pretrained(data_dir, tmp_path / amp, "--amp", amp, "--cache", "device")
         losses[amp] = json.loads(only(tmp_path / amp / "logs", "log.jsonl").read_text().splitlines()[-1])["loss"]
     assert losses["bf16"] == pytest.approx(losses["off"], rel=0.05)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("words", [(), ("--centroid", "ctl", "--amp", "bf16"), ("--preset", "authors"), None])
-def test_a_step_does_not_wait_for_the_gpu(words):
-    modes = iter(["default", "error", "default"])  # of three steps, the second is watched
-
-    def augment(pixels, generator):
-        torch.cuda.set_sync_debug_mode(next(modes))
-        return transforms.normalize(pixels)
-
-    if words is None:
-        args, number = small.pretrain_args(), 24
-        run = runtime.start(args, "prsnet")
-        model, *others = pretrain.build(args, run, 3)
-        state = *others, runtime.scaler(run), small.store(number), augment, 0
-        losses = {"loss": pretrain.train_one_epoch(run, args, model, *state)}
-    else:
-        args, labels = small.finetune_args(*words, "--iters", "3", "--batch-size", "12"), torch.arange(6).repeat(9)
-        run = runtime.start(args, "prsnet")
-        model, optimizer, centres, _ = train.build(args, run, 6, "market")
-        state = [optimizer, centres], runtime.scaler(run), small.store(len(labels)), labels, augment, 0
-        losses = train.train_one_epoch(run, args, model, *state)
-    assert next(modes, None) is None and all(np.isfinite(value) for value in losses.values())

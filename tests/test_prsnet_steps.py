@@ -1,14 +1,15 @@
-"""PRSNet on several processes: the same global batch gives the same loss and the same gradient, in both scripts and
-every form, or the number of processes is refused before anything is read."""
+"""A training step of both scripts of PRSNet: the same loss and the same gradient of a global batch on any number of
+processes, or the number is refused before anything is read; and no wait for the GPU."""
 
 import functools
 
+import numpy as np
 import prsnet_small as small
 import pytest
 import torch
 from ranks import on_ranks
 
-from common import runtime
+from common import runtime, transforms
 from prsnet import masking, pretrain, train
 
 PRETRAIN = {"pretrain": (), "pretrain-mae": ("--model", "mae")}
@@ -97,3 +98,28 @@ def test_numbers_of_processes_that_do_not_divide_the_batch_are_refused_before_th
     finetuning, pretraining = on_ranks(3, refused)[0]
     assert "batch of 4 identities x 3 = 12 images does not split over 3 ranks; nearest batch sizes" in finetuning
     assert "--batch-size 8 does not split over 3 processes; nearest: 6" in pretraining
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("words", [(), ("--centroid", "ctl", "--amp", "bf16"), ("--preset", "authors"), None])
+def test_a_step_does_not_wait_for_the_gpu(words):
+    modes = iter(["default", "error", "default"])  # of three steps, the second is watched
+
+    def augment(pixels, generator):
+        torch.cuda.set_sync_debug_mode(next(modes))
+        return transforms.normalize(pixels)
+
+    if words is None:
+        args, number = small.pretrain_args(), 24
+        run = runtime.start(args, "prsnet")
+        model, *others = pretrain.build(args, run, 3)
+        state = *others, runtime.scaler(run), small.store(number), augment, 0
+        losses = {"loss": pretrain.train_one_epoch(run, args, model, *state)}
+    else:
+        args, labels = small.finetune_args(*words, "--iters", "3", "--batch-size", "12"), torch.arange(6).repeat(9)
+        run = runtime.start(args, "prsnet")
+        model, optimizer, centres, _ = train.build(args, run, 6, "market")
+        state = [optimizer, centres], runtime.scaler(run), small.store(len(labels)), labels, augment, 0
+        losses = train.train_one_epoch(run, args, model, *state)
+    assert next(modes, None) is None and all(np.isfinite(value) for value in losses.values())
