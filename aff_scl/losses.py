@@ -119,7 +119,7 @@ def ce_tri(output, labels, label_smoothing=0.0, margin=0.3):
     Returns: () float32 and the detached parts {"ce", "triplet"}.
     """
     check_batch(output.pooled, labels, output.logits.shape[1])
-    ce = F.cross_entropy(output.logits.float(), labels, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(output.logits, labels, label_smoothing=label_smoothing)
     triplet = batch_hard_triplet(output.pooled, labels, margin)
     return ce + triplet, {"ce": ce.detach(), "triplet": triplet.detach()}
 
