@@ -34,7 +34,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from aff_scl.model import AFF, BACKBONES
+from aff_scl.flags import BACKBONES
+from aff_scl.model import AFF
 from common import runtime
 
 CITED = (("MHN-6 (PCB), cited", 30.36, 24.55, 186.18), ("MGN, cited", 74.38, 11.94, 179.55))  # Table 8, M, G, MB

@@ -19,6 +19,7 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "camera": ("on", "off"),
     "dsbn": ("on", "off"),
 }
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
 SUPERVISED = {"bn_groups": 1, "batch_size": 64, "num_instances": 4, "epochs": 120}  # Table 7
 UNSUPERVISED = {"bn_groups": 2, "batch_size": 128, "num_instances": 8, "epochs": 60}  # sec. 4.2
@@ -37,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("method").add_argument
     add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
-    add("--backbone", default="resnet50", help="a torchvision ResNet; resnet18 for small machines")
+    add("--backbone", choices=BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
     add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
@@ -87,12 +88,12 @@ def check_numbers(args: Namespace) -> None:
     """Raises ValueError, one sentence, for a number outside its range."""
     v = variants(args)
     ranges = {
-        "--tau": (args.tau, "above 0", args.tau > 0),
+        "--tau": (args.tau, "finite and above 0", args.tau > 0),
         "--eps": (args.eps, "between 0 and 1, the ends excluded (Jaccard distances)", 0 < args.eps < 1),
-        "--lr": (args.lr, "above 0", args.lr > 0),
-        "--weight-decay": (args.weight_decay, "at least 0", args.weight_decay >= 0),
-        "--lambda1": (args.lambda1, "at least 0", args.lambda1 >= 0),
-        "--lambda2": (args.lambda2, "at least 0", args.lambda2 >= 0),
+        "--lr": (args.lr, "finite and above 0", args.lr > 0),
+        "--weight-decay": (args.weight_decay, "finite and at least 0", args.weight_decay >= 0),
+        "--lambda1": (args.lambda1, "finite and at least 0", args.lambda1 >= 0),
+        "--lambda2": (args.lambda2, "finite and at least 0", args.lambda2 >= 0),
         "--variant momentum": (v["momentum"], "between 0 and 1", 0 <= v["momentum"] <= 1),
     }
     counts = {"--k1": args.k1, **{f"--variant {name}": v[name] for name in COUNTS}}

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
+from aff_scl.flags import BACKBONES
 from common import checkpoints
-
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 class Output(NamedTuple):

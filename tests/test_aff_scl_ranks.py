@@ -106,6 +106,15 @@ def test_the_first_step_does_not_depend_on_the_number_of_processes(alone, world,
                 assert torch.equal(rank[mode]["memory"], ranks[0][mode]["memory"]), "memories of ranks differ"
 
 
+def test_hard_init_is_that_of_the_source_rows_too(tmp_path):
+    for start, equal in (("mean", True), ("hardest", False)):
+        words = f"{TINY} --mode uda --source duke --variant hard_init={start} --logs-dir {tmp_path}"
+        args = train.parse_args(words.split())
+        run = runtime.start(args, "aff_scl")
+        memory = train.source_memory(run, args, train.build(args, run, 0), domain(6, seed=1))
+        assert torch.equal(memory.means, memory.hards) == equal
+
+
 REFUSED = {
     (
         3,
