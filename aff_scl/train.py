@@ -112,9 +112,8 @@ def new_memory(args, feats, labels):
 def source_memory(run, args, model, source):
     """Rows of the source classes: those of the first network, then what the last epoch left (paper silent)."""
     if "source_memory" not in run.extra:
-        run.extra["source_memory"] = new_memory(
-            args, inputs.extract(run, model, source.store), source.labels
-        ).state_dict()
+        start = new_memory(args, inputs.extract(run, model, source.store), source.labels)
+        run.extra["source_memory"] = start.state_dict()
     state, v = {k: t.to(run.device) for k, t in run.extra["source_memory"].items()}, variants(args)
     return losses.Memory(**state, momentum=v["momentum"], hard_ref=v["hard_ref"])
 
@@ -291,13 +290,14 @@ def main(args):
             labels, found = cluster(feats, args, run)  # (N,) pseudo labels, -1 = outlier; sec. 3.2
             text = f"{found['clusters']} clusters, {found['outliers']} outliers of {len(labels)}"
             runtime.say(run, f"epoch {epoch + 1}: {text}")
+            memory = new_memory(args, feats, labels)  # means and hard samples of the clusters; Figure 2 right
             training = run, args, model, optimizer, grad_scaler, epoch
             if args.loss == "ce_tri":
-                stats = baseline_epoch(*training, target, labels, losses.class_means(feats, labels))
+                stats = baseline_epoch(*training, target, labels, memory.means)
             elif args.mode == "usl":
-                stats = usl_epoch(*training, target, labels, new_memory(args, feats, labels))
+                stats = usl_epoch(*training, target, labels, memory)
             else:
-                memory = losses.Memory.join(source_memory(run, args, model, source), new_memory(args, feats, labels))
+                memory = losses.Memory.join(source_memory(run, args, model, source), memory)
                 stats = uda_epoch(*training, source, target, labels, memory)
             stats.update(found)
         scheduler.step()
