@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import math
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import golden
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import write_market
+from conftest import write_market_and_duke
 
 from aff_scl import flags, losses, train
 from common import runtime, transforms
@@ -81,18 +80,6 @@ def traced():
             setattr(train, name, value)
 
 
-def write_data(root):
-    """The miniature Market-1501 and, as `duke`, another with other people."""
-    write_market(root)
-    write_market(root / "other", seed=1)
-    duke = root / "DukeMTMC-reID"
-    shutil.move(root / "other" / "market1501", duke)
-    for file in sorted(duke.rglob("*.jpg")):
-        pid, camera, frame, _ = file.stem.split("_")
-        file.rename(file.with_name(f"{pid}_{camera[:2]}_f{frame}.jpg"))
-    return root
-
-
 def trained(mode):
     """The trace of a short training of the mode, by the script's own main."""
     iters, epochs = STEPS[mode]
@@ -100,7 +87,7 @@ def trained(mode):
         root = Path(folder)
         places = [
             "--data-dir",
-            write_data(root / "data"),
+            write_market_and_duke(root / "data"),
             "--logs-dir",
             root / "logs",
             "--results-dir",

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, script, write_market
+from conftest import ROOT, TINY, script, write_market_and_duke
 from PIL import Image
 
 from aff_scl import test as aff_test
@@ -21,16 +21,9 @@ MODES = {  # the others are trained in test_aff_scl_golden.py
 
 
 @pytest.fixture(scope="module")
-def data_dir(market_dir, tmp_path_factory):
-    """The miniature Market-1501 and, as `duke`, another with other people."""
-    base = tmp_path_factory.mktemp("two")
-    shutil.copytree(market_dir / "market1501", base / "market1501")
-    duke = base / "DukeMTMC-reID"
-    shutil.copytree(write_market(tmp_path_factory.mktemp("source"), seed=1) / "market1501", duke)
-    for file in sorted(duke.rglob("*.jpg")):
-        pid, camera, frame, _ = file.stem.split("_")
-        file.rename(file.with_name(f"{pid}_{camera[:2]}_f{frame}.jpg"))
-    return base
+def data_dir(tmp_path_factory):
+    """The miniature Market-1501 and DukeMTMC-reID."""
+    return write_market_and_duke(tmp_path_factory.mktemp("two"))
 
 
 def run(data_dir, out, *flags, epochs=2):
