@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common import records
+from common import datasets, records
 from common.evaluation import AMP_DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,12 +98,11 @@ def method_flags(args: dict) -> dict:
 def parse(parser: ArgumentParser, project: str, argv: list[str] | None = None, complete=None) -> Namespace:
     """Parse argv with the defaults of `--row`; `complete(args)` fills in defaults that depend on other flags.
 
-    A run whose method flags equal a row's takes that row's name, any other, also a row with changed flags, is
-    `custom-<hash>`.
+    A data set has its canonical name from here on, so that `-d Market1501` is `-d market`. A run whose method flags
+    equal a row's takes that row's name, any other, also a row with changed flags, is `custom-<hash>`.
     Exits with status 2 and one sentence for unknown rows and flags.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    complete = complete or (lambda args: args)
     rows = records.load_rows(ROOT / project)
     finder = ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--row")
@@ -112,18 +111,25 @@ def parse(parser: ArgumentParser, project: str, argv: list[str] | None = None, c
         parser.error(records.unknown_row(project, name, rows))
     script = Path(parser.prog).name
     defaults = shlex.split(rows[name].get("args", "")) if name else []
+
+    def completed(words: list[str]) -> Namespace:
+        args = parser.parse_args(words)
+        if getattr(args, "dataset", None):
+            args.dataset = datasets.canonical(args.dataset)
+        return complete(args) if complete else args
+
     try:
-        args = complete(parser.parse_args(defaults + argv))
+        args = completed(defaults + argv)
     except ValueError as error:
         parser.error(str(error))
-    args.row = _row_of(parser, complete, args, {k: r for k, r in rows.items() if r.get("script", "train.py") == script})
+    args.row = _row_of(completed, args, {k: r for k, r in rows.items() if r.get("script", "train.py") == script})
     return args
 
 
-def _row_of(parser, complete, args, rows) -> str:
+def _row_of(completed, args, rows) -> str:
     """The row whose method flags are those of args, --row's first, so that no row's result comes from other flags."""
     wanted = method_flags(vars(args))
     for name in sorted(rows, key=lambda name: name != args.row):
-        if method_flags(vars(complete(parser.parse_args(shlex.split(rows[name].get("args", "")))))) == wanted:
+        if method_flags(vars(completed(shlex.split(rows[name].get("args", ""))))) == wanted:
             return name
     return f"custom-{records.digest(wanted)}"
