@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=128)
     runtime.add_test_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -192,5 +192,4 @@ def draw_heat_maps(path, run, model, against, store, shown):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

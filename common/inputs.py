@@ -35,7 +35,7 @@ def data_name(data: datasets.Dataset) -> str:
 
 def _stamp(data: datasets.Dataset) -> dict:
     """Size, seed and version of the renderer that wrote a synthetic data set."""
-    return json.loads((Path(data.root) / "SYNTHETIC").read_text())
+    return json.loads((Path(data.root) / "SYNTHETIC").read_text(encoding="utf-8"))
 
 
 def describe(data: datasets.Dataset) -> dict:

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
     add_data_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -136,5 +136,4 @@ def draw_rank_list(path, data, feats, shown, ids, k, title=""):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
             + ("; --export writes this one" if part == "gallery" else ""),
         )
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     if (args.checkpoint is None) == (args.figure is None):
         parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")

@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--out", help="folder for the ranking of your own images (default: beside the checkpoint)")
     add_data_flags(parser)
     own_images.add_flags(parser, query=False)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     if args.gallery is None and args.query not in (*QUERIES, "both"):
         parser.error(f"--query {args.query}: choose cross, same or both, or give a folder together with --gallery")
     own = {"query": args.query if args.gallery and args.query != "both" else None}
@@ -180,5 +180,4 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=128)
     runtime.add_test_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -193,5 +193,4 @@ def draw_rank_list(path, data, feats, number, seed) -> str:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)
