@@ -83,6 +83,7 @@ def extract(
         amp=run.args["amp"],
         rank=run.rank,
         world_size=run.world_size,
+        workers=run.args["workers"],
     )
 
 
