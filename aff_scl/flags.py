@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from common import runtime
+from common import datasets, runtime
 
 VARIANTS = {  # rare switches of the decision table in README.md: allowed values, or a number; the default comes first
     "gate": ("sigmoid", "softmax"),
@@ -78,6 +78,10 @@ def check(args: Namespace) -> None:
     """Raises ValueError, one sentence, for flags that do not fit together."""
     if (args.mode == "uda") != bool(args.source):
         raise ValueError("--mode uda needs --source NAME, and only it takes one")
+    if args.source and datasets.canonical(args.source) == args.dataset and not args.source_synthetic:
+        raise ValueError(
+            f"--source {args.source} is the target itself: its labels would be trained with; use --mode sup"
+        )
     if args.source_synthetic and (args.synthetic or not args.source):
         raise ValueError("--source-synthetic is for --mode uda with a real target, so without --synthetic")
     if args.loss == "ce_tri" and args.mode != "usl":

@@ -108,6 +108,8 @@ def open_test(args, trained: dict):
     flags["synthetic"] = None if args.real else flags["synthetic"]
     run, head = runtime.start(Namespace(**flags), "pixel_sampling"), trained["arch"].startswith("head")
     data = inputs.dataset(run, flags["dataset"], **({"mask_format": flags["mask_format"]} if head else {}))
+    if "data_name" in trained:  # bare weights do not say what they were trained with
+        inputs.trained_on(run, data, trained)
     samples, size = data.query + data.gallery, (flags["height"], flags["width"])
     store = inputs.open_images(run, samples, *size, name=f"{data.name} test", interpolation="bilinear")
     if head:

@@ -28,8 +28,10 @@ from tqdm import tqdm
 from common import datasets, synthetic
 from common.datasets.base import MARKER
 from common.datasets.person_crops import PUBLISHED, TREES
+from common.inputs import data_name
 from prsnet import annotations, keypoints
 from prsnet.annotations import Person
+from prsnet.protocols import TEST_IMAGES
 
 MIN_SIDE = 8  # pixels; smaller boxes are always dropped
 LISTED = 60  # so many people are listed one by one
@@ -252,6 +254,9 @@ def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
             )
             samples += [s for s in data.query + data.gallery if s.pid > 0]
         (draft / "mix").mkdir(parents=True, exist_ok=True)
+        if args.mix_include_test:
+            with open(draft / TEST_IMAGES, "a", encoding="utf-8") as note:
+                note.write(f"{data_name(data)}\n")
         for number, sample in enumerate(samples):
             file = f"mix/{data.name}_{number:06d}{Path(sample.path).suffix.lower()}"
             shutil.copyfile(sample.path, draft / file)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from common import checkpoints, images, inputs, processes, records, runtime, transforms
-from prsnet import masking, sampling
+from prsnet import masking, protocols, sampling
 from prsnet.flags import pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
@@ -152,6 +152,8 @@ def crops(run, args):
 def main(args):
     run = runtime.start(args, "prsnet")
     data = crops(run, args)
+    if leaked := protocols.test_images_among(data.root):
+        run.args["test_images_of"] = leaked
     runtime.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, args.height, args.width, name="person crops")
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))

@@ -94,6 +94,7 @@ def main(args):
         runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
         return
     data = inputs.dataset(run, chosen["dataset"])
+    inputs.trained_on(run, data, trained)
     store = inputs.open_images(
         run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
     )
@@ -103,11 +104,12 @@ def main(args):
     if args.viz == "rank":
         runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return
+    remark = protocols.seen(trained, inputs.data_name(data))
     for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
         runtime.say(
             run,
             f"protocol {name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
+            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries){remark}",
         )
 
 
