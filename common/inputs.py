@@ -1,7 +1,9 @@
 """What a run reads: the data set its flags name, written first if synthetic, and its decoded images."""
 
 import json
+import operator
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,11 +34,17 @@ def _folder(run: Run) -> Path:
 
 
 def trained_on(
-    run: Run, data: datasets.Dataset, trained: dict, here: dict | None = None, there: dict | None = None
+    run: Run,
+    data: datasets.Dataset,
+    trained: dict,
+    here: dict | None = None,
+    there: dict | None = None,
+    person: Callable[[datasets.Sample], object] = operator.attrgetter("pid"),
 ) -> bool:
     """Whether a network that is to be measured on `data` was trained, by the flags `trained`, on this data set.
 
-    here, there: the options with which the test and the training load the data set, where it has several splits.
+    here, there: the options with which the test and the training load the data set, where it has several splits;
+    person: what tells people apart in all of them.
     Raises: ValueError if people of query or gallery were trained with.
     """
     own, size = _size(data_name(data)), _size(trained.get("data_name", "")) or trained["synthetic"] or ""
@@ -48,19 +56,19 @@ def trained_on(
             f"measure with --synthetic {size}, as in the training"
         )
     if here != there:
-        _check_people(run, data, here, there)
+        _check_people(run, data, here, there, person)
     return True
 
 
-def _check_people(run: Run, data: datasets.Dataset, here: dict, there: dict) -> None:
+def _check_people(run: Run, data: datasets.Dataset, here: dict, there: dict, person: Callable) -> None:
     """Raises ValueError if people of query or gallery are training people of the same data set loaded with `there`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its counts were told in the training
         try:
-            seen = {s.pid for s in datasets.load(data.name, str(_folder(run)), **there).train}
+            seen = {person(s) for s in datasets.load(data.name, str(_folder(run)), **there).train}
         except FileNotFoundError:  # the other split is not on this disk
             return
-    test = {s.pid for s in data.query + data.gallery} - {-1}
+    test = {person(s) for s in data.query + data.gallery if s.pid != -1}
     if both := test & seen:
         now, then = (", ".join(f"--{key} {value}" for key, value in options.items()) for options in (here, there))
         raise ValueError(
