@@ -21,6 +21,7 @@ import torch
 
 from common import checkpoints, inputs, own_images, runtime, visualize
 from dapg import agw, corruptions, downstream, gan, noise, pose
+from dapg.data import open_store
 from dapg.flags import variants
 from dapg.pretrain import Views
 from results import schema
@@ -195,7 +196,7 @@ def figure3(args, out: Path) -> Path:
     """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images, with the noises and severities that were drawn."""
     run, samples = opened(args, "luperson")
     chosen = samples[:: max(1, len(samples) // 6)][:6]
-    store = inputs.open_images(run, chosen, 256, 128, "figure 3")
+    store = open_store(run, chosen, 256, 128, "figure 3")
     pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
     draw = noise.draw_noise(len(chosen), np.random.default_rng(0))

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
-from common.datasets.base import SUFFIXES
 from prsnet import masking, pretrain, protocols, train
 
 
@@ -116,9 +115,7 @@ def main(args):
 def pictures(run, args, size) -> torch.Tensor:
     """uint8 (N, 3, H, W) on the device: the first images of a folder by name, or random queries of the data set."""
     if args.images:
-        paths = sorted(str(p) for p in Path(args.images).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise FileNotFoundError(f"--images {args.images}: no image ({', '.join(SUFFIXES)}) in it")
+        paths = own_images.listed("--images", args.images)
     else:
         paths = [s.path for s in inputs.dataset(run, run.args["dataset"]).query]
         paths = [paths[i] for i in np.random.default_rng(args.seed).permutation(len(paths))]

@@ -398,3 +398,10 @@ def test_drawing_uses_no_global_randomness():
         text = path.read_text()
         assert not re.search(r"^\s*(import random|from random)", text, re.M), path
         assert not re.search(r"np\.random\.(seed|rand|randn|randint|uniform|normal|choice)\b", text), path
+
+
+def test_no_workers_means_no_extra_processes(tmp_path, monkeypatch):
+    monkeypatch.setitem(street.SCENES, ("voc", "small"), (1, 0))
+    for module in (street, synthetic):
+        monkeypatch.setattr(module, "get_context", lambda *_: pytest.fail("started processes"))
+    assert (synthetic.write("voc", tmp_path, workers=0) / "VOC2012" / "JPEGImages" / "2012_000001.jpg").is_file()

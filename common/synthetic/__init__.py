@@ -46,6 +46,7 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
         raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
+    workers = workers if workers is None else max(workers, 1)  # 0: no extra ones
     root = Path(out_dir) / roots()[name]
     stamp = {"size": size, "seed": seed, "version": VERSION}
     if _stamp(root) == stamp:
