@@ -12,6 +12,12 @@ import torch
 import torch.distributed as dist
 
 
+def say(run, text: str) -> None:
+    """Print on rank 0."""
+    if run.main:
+        print(text, flush=True)
+
+
 def barrier(run) -> None:
     if run.world_size > 1:
         dist.barrier()

@@ -31,8 +31,10 @@ from common.datasets import luperson
 from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
 from common.datasets.person_crops import PUBLISHED, TREES
+from common.inputs import data_name
 from prsnet import annotations, keypoints
 from prsnet.annotations import Person
+from prsnet.protocols import TEST_IMAGES
 
 MIN_SIDE = 8  # pixels; smaller boxes are always dropped
 LISTED = 60  # so many people are listed one by one
@@ -303,6 +305,9 @@ def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
             distractor = 0 if zero_is_distractor(data) else -1  # MSMT17's test person 0 is a person
             samples += [s for s in data.query + data.gallery if s.pid > distractor]
         (draft / "mix").mkdir(parents=True, exist_ok=True)
+        if args.mix_include_test:
+            with open(draft / TEST_IMAGES, "a", encoding="utf-8") as note:
+                note.write(f"{data_name(data)}\n")
         for number, sample in enumerate(samples):
             content = luperson.content(sample.path)
             suffix = Path(sample.path).suffix.lower() if content is None else ".jpg"

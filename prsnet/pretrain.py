@@ -21,7 +21,7 @@ import torch
 
 from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
 from common.epoch import Epoch
-from prsnet import masking, sampling
+from prsnet import masking, protocols, sampling
 from prsnet.flags import fine_tuning, pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
@@ -147,6 +147,8 @@ def main(args):
     run = runtime.start(args, "prsnet")
     sampling.images_each(args.batch_size, run.world_size)
     data = crops(run, args)
+    if leaked := protocols.test_images_among(data.root):
+        run.args["test_images_of"] = leaked
     runtime.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, args.height, args.width, name="person crops")
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))

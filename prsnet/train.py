@@ -139,7 +139,9 @@ def evaluate(run, args, model, data, store) -> dict:
 def show(run, name, metrics):
     for protocol in dict.fromkeys(key.rpartition(".")[0] for key in metrics):
         values = "   ".join(f"{key} {100 * metrics[f'{protocol}.{key}']:5.1f}" for key in ("mAP", "rank1", "rank10"))
-        runtime.say(run, f"{name:<16} protocol {protocol:<16} {values}")
+        runtime.say(
+            run, f"{name:<16} protocol {protocol:<16} {values}{protocols.seen(run.args, run.args.get('data_name', ''))}"
+        )
 
 
 def main(args):
@@ -155,6 +157,8 @@ def main(args):
     )
     labels = torch.from_numpy(np.ascontiguousarray(datasets.labels(data.train)))
     model, optimizer, centres, scheduler = build(args, run, int(labels.max()) + 1, inputs.data_name(data))
+    if leaked := protocols.test_images_behind(weights_file(args, inputs.data_name(data))):
+        run.args["test_images_of"] = leaked
     grad_scaler = runtime.scaler(run)
     augment = transforms.Augment(
         pad=10 * args.height // 256,
@@ -175,6 +179,7 @@ def main(args):
         **inputs.MARKET_PROTOCOL,
         "protocols": ", ".join(args.protocol),
         "centroid_distractors": args.centroid_distractors,
+        **({"pretrained_on_test_images": True} if protocols.seen(run.args, inputs.data_name(data)) else {}),
     }
     path = runtime.record(run, run.extra["last"], inputs.describe(data), protocol, epoch=args.epochs)
     runtime.say(run, f"result in {path}")

@@ -7,7 +7,7 @@ python -m common.synthetic sheet --out people.jpg            # one picture that 
 import argparse
 import sys
 
-from common import synthetic
+from common import commandline, synthetic
 from common.synthetic.sheet import sheet
 
 
@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", default="small", help="small, medium or full (the real data set's counts)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-j", "--workers", type=int, default=None, help="processes; default all cores")
-    return parser.parse_args(argv)
+    return parser.parse_args(commandline.words(argv))
 
 
 def main() -> int:
