@@ -3,7 +3,7 @@
 import math
 from argparse import ArgumentParser, Namespace
 
-from common import datasets, runtime
+from common import datasets, flags
 
 VARIANTS = {  # rare switches of the decision table in README.md: allowed values, or a number; the default comes first
     "gate": ("sigmoid", "softmax"),
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("data").add_argument
     add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
     add("--source", help="labelled source data set of --mode uda")
-    add("--source-synthetic", choices=["small", "full"], help="rendered people as the source of a real target")
+    add("--source-synthetic", choices=flags.SYNTHETIC, help="rendered people as the source of a real target")
     add("--height", type=int, default=256, help="pixels")
     add("--width", type=int, default=128, help="pixels")
     add = parser.add_argument_group("method").add_argument
@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
     add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "aff_scl", argv, complete)
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "aff_scl", argv, complete)
 
 
 def complete(args: Namespace) -> Namespace:
@@ -81,7 +81,7 @@ def complete(args: Namespace) -> Namespace:
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+    return flags.variants(args.variant, VARIANTS)
 
 
 def check_numbers(args: Namespace) -> None:

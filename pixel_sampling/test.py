@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 from torch.nn.functional import normalize
 
 from common import checkpoints, inputs, own_images, runtime
-from common.checkpoints import replace
+from common.runfiles import replace
 from pixel_sampling import model
 from pixel_sampling.evaluate import QUERIES, protocol_metrics
 from pixel_sampling.flags import parse_args as train_flags
