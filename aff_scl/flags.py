@@ -165,3 +165,26 @@ def check_processes(args: Namespace, world_size: int) -> None:
             f"{world_size} processes cannot share a batch of {args.batch_size} images in {args.bn_groups} group(s) of "
             f"batch statistics evenly; use one of {others} processes"
         )
+
+
+def complexity_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of aff_scl/complexity.py."""
+    parser = ArgumentParser(prog="aff_scl/complexity.py", description="Table 8: size and cost of AFF.",
+                                     allow_abbrev=False)  # fmt: skip
+    network = parser.add_argument_group("network")
+    network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
+    network.add_argument("--backbone", choices=BACKBONES, default="resnet50")
+    network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
+    network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
+    network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")
+    network.add_argument("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
+    network.add_argument("--post", choices=["bn", "relu", "none"], default="bn", help="layer after the local branch")
+    network.add_argument("--swap", action="store_true", help="SE for global, CASAM for local")
+    network.add_argument("--height", type=int, default=384, help="pixels; paper silent, 384x192 gives Table 8")
+    network.add_argument("--width", type=int, default=192)
+    network.add_argument("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "aff_scl", argv)
+
+
+PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows

@@ -271,3 +271,28 @@ def fine_tuning(args: Namespace, best: Path) -> str:
         if (value := getattr(args, name)) != usual[name]:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def deploy_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of prsnet/deploy.py."""
+    parser = ArgumentParser(
+        prog="prsnet/deploy.py", description="Fold the training branches, sec. III-B.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint", help="checkpoint of --block rep, a file or a log folder (default: random weights)"
+    )
+    parser.add_argument("--out", help="file for the folded checkpoint")
+    parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
+    parser.add_argument("--height", type=int, default=256, help="pixels")
+    parser.add_argument("--width", type=int, default=128, help="pixels")
+    parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
+    parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "prsnet", argv, files=("checkpoint",))
+
+
+PARSERS = {
+    "train.py": train_args,
+    "pretrain.py": pretrain_args,
+    "deploy.py": deploy_args,
+}  # of the scripts that rows run

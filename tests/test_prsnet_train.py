@@ -265,7 +265,7 @@ def test_pretraining_tells_the_command_that_starts_from_it(words, told, tmp_path
 def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, best, data_dir, tmp_path, capsys):
     for source in (finetuned, best):
         words = ["--checkpoint", source, "--out", tmp_path / source.name, "--passes", 1, "--batch-size", 2]
-        deploy.main(deploy.parse_args([str(word) for word in words]))
+        deploy.main(deploy.deploy_args([str(word) for word in words]))
     assert "times as fast" in capsys.readouterr().out
     said = []
     for file in (finetuned, tmp_path / finetuned.name):
