@@ -1,6 +1,6 @@
 """The objective (sec. II-B): identity, triplet and consistency losses, Eqs. (3)-(6), float32 whatever autocast says.
 
-A batch is the 2B images [X, X'] with the labels twice; B = 0 changed images for the networks without pixel sampling.
+A batch is the 2B images [X, X'] with the labels twice; without pixel sampling it is X alone.
 """
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.losses import batch_hard_triplet, euclidean
+from common.processes import gather_rows
 
 CONSISTENCY = ("l2", "sq", "mse", "sigmoid", "none")
 MARGIN = 0.3  # m of Eq. (5)
@@ -57,11 +58,13 @@ def total_loss(
 ) -> tuple[Tensor, dict]:
     """Eq. (6), all weights 1, of a network's Output on [X, X']; returns the loss and its detached parts.
 
-    reduction: how the network joins its branches, {"id": mean | sum, "triplet": mean | sum} (sec. 5 of the README).
+    reduction: how the network joins its branches, {"id": mean | sum, "triplet": mean | sum} (model.py). Under several
+    processes the triplets are those of the global batch.
     """
+    pool = gather_rows(labels)
     parts = {
         "id": torch.stack([identity_loss(logits, labels, smoothing) for logits in output.logits]),
-        "triplet": torch.stack([triplet_loss(metric, labels) for metric in output.metrics]),
+        "triplet": torch.stack([triplet_loss(gather_rows(metric), pool) for metric in output.metrics]),
     }
     parts = {name: getattr(values, reduction[name])() for name, values in parts.items()}
     if consistency != "none":
