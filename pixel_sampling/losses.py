@@ -1,4 +1,5 @@
-"""The objective (sec. II-B): identity, triplet and consistency losses, Eqs. (3)-(6), float32 whatever autocast says.
+"""The objective (sec. II-B): identity, triplet and consistency losses, Eqs. (3)-(6), float32 (float64 stays) whatever
+autocast says.
 
 A batch is the 2B images [X, X'] with the labels twice; without pixel sampling it is X alone.
 """
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from common.losses import batch_hard_triplet, euclidean
 from common.processes import gather_rows
+from pixel_sampling.model import wide
 
 CONSISTENCY = ("l2", "sq", "mse", "sigmoid", "none")
 MARGIN = 0.3  # m of Eq. (5)
@@ -19,7 +21,7 @@ def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Ten
 
     Paper silent: label smoothing, 0.9 one-hot + 0.1 / C, as in the baseline that the paper names; 0 is Eq. (4).
     """
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    return F.cross_entropy(wide(logits), labels, label_smoothing=smoothing)
 
 
 def triplet_loss(feats: Tensor, labels: Tensor) -> Tensor:
@@ -39,8 +41,7 @@ def consistency_loss(feats: Tensor, changed: Tensor, form: str = "l2") -> Tensor
     """
     if feats.shape != changed.shape or feats.ndim != 2:
         raise ValueError(f"consistency needs two equal (B, D), got {tuple(feats.shape)} and {tuple(changed.shape)}")
-    dtype = torch.promote_types(feats.dtype, torch.float32)
-    feats, changed = feats.to(dtype), changed.to(dtype)
+    feats, changed = wide(feats), wide(changed)
     if form == "l2":
         return euclidean(feats, changed).mean()
     squared = (feats - changed).square()

@@ -50,6 +50,11 @@ def full_precision(x: Tensor):
     return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
     """A copy of the convolutional part of a torchvision ResNet, its key names kept; 16 x 8 maps of 256 x 128 images."""
     parts = copy.deepcopy(
@@ -72,7 +77,7 @@ def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:
 
     Those of adaptive pooling, by torch.mean or torch.amax of slices: on a GPU it has no deterministic gradient itself.
     """
-    x, ends = x.float(), [(i * x.shape[2] // number, -(-(i + 1) * x.shape[2] // number)) for i in range(number)]
+    x, ends = wide(x), [(i * x.shape[2] // number, -(-(i + 1) * x.shape[2] // number)) for i in range(number)]
     return [pool(x[:, :, top:bottom], (2, 3)) for top, bottom in ends]
 
 
@@ -93,7 +98,7 @@ class BoT(nn.Module):
         """t and b (B, D): before and after the neck."""
         x = self.backbone(x)
         with full_precision(x):
-            t = x.float().mean((2, 3))
+            t = wide(x).mean((2, 3))
             return t, self.neck(t)
 
     def scores(self, x: Tensor) -> Tensor:

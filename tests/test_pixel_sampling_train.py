@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
 from PIL import Image
+from prcc_tree import write_prcc
 
 from common import checkpoints
 from pixel_sampling import model, train, visualize
 from pixel_sampling import test as evaluation_script
-from pixel_sampling.masks import LUT, write_labels
+from pixel_sampling.masks import write_labels
 
 TINY = (
     "--weights none --backbone resnet18 --height 32 --width 16 --batch-size 8 --num-instances 2 --iters 2 --epochs 1 "
@@ -39,36 +40,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A miniature PRCC: coloured people with a head, a shirt, trousers and shoes; other clothes in camera C."""
-    base, rng = tmp_path_factory.mktemp("prcc_data"), np.random.default_rng(0)
-    root = base / "prcc"
-    for pid in range(1, 9):
-        head, shoes = rng.integers(0, 256, (2, 3))
-        days = rng.integers(0, 256, (2, 2, 3))
-        for camid, camera in enumerate("ABC"):
-            for n in range(2):
-                labels = np.zeros((48, 24), np.uint8)
-                for part, rows in ((11, (2, 10)), (4, (10, 26)), (6, (26, 42)), (9, (42, 47))):
-                    labels[rows[0] : rows[1], 6 + n : 18 + n] = part
-                picture = np.full((48, 24, 3), 90 + 20 * camid) + rng.normal(0, 10, (48, 24, 3))
-                for part, colour in (
-                    (11, head),
-                    (4, days[int(camid == 2)][0]),
-                    (6, days[int(camid == 2)][1]),
-                    (9, shoes),
-                ):
-                    picture[labels == part] = colour
-                name = (
-                    f"train/{pid:03d}/{camera}_cropped_rgb{n + 1:03d}"
-                    if pid <= 5
-                    else f"test/{camera}/{pid:03d}/cropped_rgb{n + 1:03d}"
-                )
-                image = root / "rgb" / f"{name}.jpg"
-                image.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(image, quality=95)
-                write_labels(root / "mask_atr18" / f"{name}.png", labels)
-                write_labels(root / "mask" / f"{name}.png", LUT[labels])
-    return base
+    return write_prcc(tmp_path_factory.mktemp("prcc_data"))
 
 
 def run(data_dir, out, *flags):
