@@ -11,14 +11,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlock, CNBlockConfig
 
 from common import checkpoints
-from convnext_ap.losses import gather
 from convnext_ap.simam import simam, wide
 
 STRIDE = 32  # pixels of the image a position of the last map covers
@@ -115,7 +113,7 @@ class Heads(nn.Module):
     """n heads with weights of their own, (B, n, D) -> feats (B, n, 256) and logits (B, n, K), as batched products.
 
     Each is Linear(D, 256), BatchNorm(256), Dropout, Linear(256, K); the first linear layer is the 1x1 convolution of
-    sec. 3.3.2 step 4 on a pooled vector. Under several processes the normalisation is over the global batch.
+    sec. 3.3.2 step 4 on a pooled vector.
     Paper silent: no ReLU after the normalisation (relu=True adds it), dropout 0.5, and how the weights start.
     """
 
@@ -132,23 +130,18 @@ class Heads(nn.Module):
 
     def forward(self, pooled):
         h = torch.baddbmm(self.reduce_bias[:, None], pooled.transpose(0, 1), self.reduce).transpose(0, 1)
-        h = self.normalise(h.flatten(1)).view_as(h)
+        h = self.norm(h.flatten(1)).view_as(h)
         h = F.relu(h) if self.relu else h
         logits = torch.baddbmm(self.classify_bias[:, None], self.dropout(h).transpose(0, 1), self.classify)
         return h, logits.transpose(0, 1)
-
-    def normalise(self, h):
-        """BatchNorm of this rank's rows (B, n 256); in train mode with the statistics of all ranks' rows."""
-        if not self.norm.training or not dist.is_initialized():
-            return self.norm(h)
-        return self.norm(gather(h)).chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class PartClassifier(nn.Module):
     """Refined part pooling, Eqs. (1) and (2): (B, D, H, W) -> (B, p, D).
 
     Eq. (1) gives every position f a probability for every part, softmax(W f); Eq. (2) pools f with it. Paper silent:
-    the scale; p / (H W) makes W = 0 the mean of the map and equal shares of it stripe means, which the heads know.
+    the scale; p / (H W) makes W = 0 the mean of the map and equal shares of it stripe means, which the heads know. And
+    how W starts: without a bias, as Eq. (1) has none, from N(0, 0.001^2), so that all parts start near that mean.
     """
 
     def __init__(self, channels: int, parts: int):
@@ -170,9 +163,11 @@ def stripes(fmap: Tensor, parts: int) -> Tensor:
     """Means of `parts` horizontal stripes, (B, D, H, W) -> (B, p, D): step 3 of sec. 3.3.2.
 
     Stripe i spans the rows floor(i H / p) .. ceil((i + 1) H / p) - 1, adaptive average pooling's rule: at 8 rows and
-    6 parts each has two, and rows 1, 2, 5 and 6 belong to two stripes.
+    6 parts each has two, and rows 1, 2, 5 and 6 belong to two stripes. Cut by slices, since on a GPU that operation
+    has no deterministic gradient.
     """
-    return F.adaptive_avg_pool2d(fmap, (parts, 1))[..., 0].transpose(1, 2)
+    ends = [(i * fmap.shape[2] // parts, -(-(i + 1) * fmap.shape[2] // parts)) for i in range(parts)]
+    return torch.stack([fmap[:, :, top:bottom].mean((2, 3)) for top, bottom in ends], 1)
 
 
 def unit(pieces: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ What to expect, and what our runs gave: convnext_ap/README.md.
 """
 
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -18,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common.epoch import Epoch
 from convnext_ap import losses, schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_size, check_variant, load_trunk
@@ -219,29 +218,23 @@ def need_positives(batches, labels, loss):
 
 
 def stream(run, store, labels, batches, augment, generator):
-    """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch."""
-    labels = labels.to(run.device)
+    """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch, without waiting for it."""
     for batch, indices in images.batches(store, batches, run.device, workers=run.args["workers"]):
-        yield augment(batch, generator), labels[indices.to(run.device)]
+        own = labels[indices].pin_memory() if run.device.type == "cuda" else labels[indices]
+        yield augment(batch, generator), own.to(run.device, non_blocking=True)
 
 
 def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objective, epoch):
     """One pass over `batches`; objective(output, labels) -> losses.Parts. Returns the mean parts."""
     model.train()
-    totals, seen, began = None, 0, time.time()
-    shown = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
-    for i, (x, labels) in enumerate(shown):
+    epoch = Epoch(run, epoch, batches, steps)
+    for x, labels in epoch:
         with run.autocast():
             output = model(x)
         parts = objective(output, labels)
-        runtime.step(run, parts.total, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
-        values = torch.stack([parts.total.detach(), *parts[1:]])
-        totals = values if totals is None else totals + values
-        seen += len(x) * run.world_size
-    means = dict(zip(("loss", "id", "pair", "accuracy"), (totals / (i + 1)).tolist()))
-    text, rate = ", ".join(f"{name} {value:.3f}" for name, value in means.items()), seen / (time.time() - began)
-    runtime.say(run, f"epoch {epoch + 1} ({runtime.bare(model).stage}): {text}; {rate:.0f} images/s")
-    return means
+        runtime.step(run, parts.total, [optimizer], grad_scaler, epoch.where)
+        epoch.add(len(x), loss=parts.total, id=parts.id, pair=parts.pair, accuracy=parts.accuracy)
+    return epoch.means(model, runtime.bare(model).stage)
 
 
 def make_objective(args, stage):
@@ -260,11 +253,15 @@ def make_objective(args, stage):
 
 
 def enter(run, model, optimizer, stage, fresh):
-    """Switch the bare model to a stage and wrap it anew; a stage that begins (fresh) starts without momentum."""
+    """Switch the bare model to a stage and wrap it anew, its BatchNorm over the global batch; a stage that begins
+    (fresh) starts without momentum.
+
+    Paper silent: a stage of PCB's induced training is a training of its own, and the rates jump from one to the next.
+    """
     model.set_stage(stage)
     if fresh:
         optimizer.state.clear()
-    return processes.parallel(run, model)
+    return processes.parallel(run, batchnorm.over_groups(model, run.world_size))
 
 
 def features(run, model, store) -> dict:
@@ -359,7 +356,11 @@ def main(args):
 
 
 def make_augment(args):
-    """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1); paper silent: sizes, order."""
+    """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1).
+
+    Paper silent: the area, the order, and the law of the aspect ratio; log-uniform as in torchvision's RandomErasing,
+    whose argument p the paper names, where the first ReID code draws uniformly.
+    """
     return transforms.Augment(
         flip=0.5,
         pad=0,

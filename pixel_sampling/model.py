@@ -39,13 +39,20 @@ def normal_linear(size: int, classes: int, std: float, bias: bool = False) -> nn
 
 
 def reduction(size: int, out: int = 256) -> nn.Sequential:
-    """1x1 convolution without bias, BN, ReLU."""
-    return nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+    """1x1 convolution without bias from N(0, 2 / out), as the authors start it, BN, ReLU."""
+    layers = nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out")
+    return layers
 
 
 def full_precision(x: Tensor):
     """A context in which autocast leaves operations on x's device alone."""
     return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
@@ -65,9 +72,13 @@ def unstride(layer: nn.Sequential) -> None:
             module.stride = (1, 1)
 
 
-def stripes(x: Tensor, number: int, pool) -> list[Tensor]:
-    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide."""
-    return list(pool(x.float(), (number, 1)).squeeze(3).unbind(2))
+def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:
+    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide.
+
+    Those of adaptive pooling, by torch.mean or torch.amax of slices: on a GPU it has no deterministic gradient itself.
+    """
+    x, ends = wide(x), [(i * x.shape[2] // number, -(-(i + 1) * x.shape[2] // number)) for i in range(number)]
+    return [pool(x[:, :, top:bottom], (2, 3)) for top, bottom in ends]
 
 
 class BoT(nn.Module):
@@ -87,7 +98,7 @@ class BoT(nn.Module):
         """t and b (B, D): before and after the neck."""
         x = self.backbone(x)
         with full_precision(x):
-            t = x.float().mean((2, 3))
+            t = wide(x).mean((2, 3))
             return t, self.neck(t)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -142,15 +153,19 @@ class PCB(nn.Module):
         self.reduce = reduction(size)
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.01, bias=True) for _ in range(parts))
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """The means of the stripes of the last map, (B, D, 6, 1)."""
+        return torch.stack(stripes(x, len(self.classifiers)), 2)[..., None]
+
     def scores(self, x: Tensor) -> Tensor:
         """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
-        reduced = self.reduce(F.adaptive_avg_pool2d(self.backbone(x), (len(self.classifiers), 1))).squeeze(3)
+        reduced = self.reduce(self.pooled(self.backbone(x))).squeeze(3)
         return sum(layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2)))
 
     def forward(self, x: Tensor):
         x = self.backbone(x)
         with full_precision(x):
-            pooled = self.dropout(F.adaptive_avg_pool2d(x.float(), (len(self.classifiers), 1)))  # (B, D, 6, 1)
+            pooled = self.dropout(self.pooled(x))
             metric = F.normalize(pooled).transpose(1, 2).flatten(1)  # (B, 6 D), every stripe of unit length
             if not self.training:
                 return metric
@@ -209,8 +224,8 @@ class MGN(Branches):
         x = self.stem(x)
         maps = [branch(x) for branch in self.branches]
         with full_precision(x):
-            pooled = [stripes(m, 1, F.adaptive_avg_pool2d)[0] for m in maps]  # three global ones, then 2 and 3 stripes
-            pooled += stripes(maps[1], 2, F.adaptive_avg_pool2d) + stripes(maps[2], 3, F.adaptive_avg_pool2d)
+            pooled = [stripes(m, 1)[0] for m in maps]  # three global ones, then 2 and 3 stripes
+            pooled += stripes(maps[1], 2) + stripes(maps[2], 3)
             return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
@@ -233,7 +248,7 @@ class HPM(Branches):
         """The fifteen 256-d features."""
         x = self.backbone(x)
         with full_precision(x):
-            pooled = [part for level in self.LEVELS for part in stripes(x, level, F.adaptive_max_pool2d)]
+            pooled = [part for level in self.LEVELS for part in stripes(x, level, torch.amax)]
             return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 

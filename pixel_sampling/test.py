@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from common import checkpoints, inputs, own_images, runtime
 from common.runfiles import replace
 from pixel_sampling import model
-from pixel_sampling.evaluate import QUERIES, protocol_metrics
+from pixel_sampling.evaluate import PROTOCOLS, QUERIES, protocol_metrics, without_gallery
 from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.head import HeadStore
 from pixel_sampling.masks import MASK_FORMATS, open_masks
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         choices=list(model.ARCHS),
         help="the file holds bare weights of this network on ResNet-50, not a checkpoint of ours",
     )
-    parser.add_argument("--protocol", choices=["multi", "single10", "both"], default="both")
+    parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], default="both")
     parser.add_argument(
         "--query", default="both", help="cross: camera C, other clothes; same: camera B; with --gallery a folder"
     )
@@ -126,7 +126,7 @@ def open_test(args, trained: dict):
     return run, data, store
 
 
-def table(metrics: dict, name: str, data: str, protocols: list[str]) -> list[dict]:
+def table(metrics: dict, name: str, data: str, protocols: tuple[str, ...]) -> list[dict]:
     """One line for each query set and protocol; a mean reciprocal rank never stands in the column of mAP."""
     lines = []
     for query in QUERIES:
@@ -154,15 +154,13 @@ def main(args):
     if own_images.wanted(args):
         return run_own_images(args, network, trained, file)
     run, data, store = open_test(args, trained)
+    protocols = tuple(PROTOCOLS) if args.protocol == "both" else (args.protocol,)
+    if "single10" in protocols and (lost := without_gallery(data)):
+        raise ValueError(f"single10 draws a gallery image a person, and {lost[:5]} have none: use --protocol multi")
     network = network.to(run.device)
     feats = inputs.extract(run, network, store, batch_size=args.batch_size, flip=not trained["arch"].startswith("head"))
-    metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,))
-    lines = table(
-        metrics,
-        file.name,
-        inputs.data_name(data),
-        ["multi", "single10"] if args.protocol == "both" else [args.protocol],
-    )
+    metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,), protocols)
+    lines = table(metrics, file.name, inputs.data_name(data), protocols)
     if args.export_features and run.main:
         own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
     for line in lines:

@@ -96,6 +96,18 @@ def test_six_stripes_of_eight_rows_are_two_rows_each():
     assert stripes(fmap, 6).shape == (1, 6, 2)
 
 
+@pytest.mark.parametrize("height, parts", [(8, 6), (12, 6), (8, 4), (7, 3), (4, 4), (5, 1)])
+def test_stripes_are_adaptive_average_pooling_without_its_indeterminate_gradient(height, parts):
+    fmap = torch.randn(2, 3, height, 4).requires_grad_()
+    ours, theirs = stripes(fmap, parts), torch.nn.functional.adaptive_avg_pool2d(fmap, (parts, 1))[..., 0].mT
+    weights = torch.randn(2, parts, 3)
+    (a,), (b,) = (torch.autograd.grad((x * weights).sum(), fmap) for x in (ours, theirs))
+    assert torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(a, b, atol=1e-6)
+    with torch.profiler.profile() as seen:
+        stripes(fmap, parts)
+    assert not [event.key for event in seen.key_averages() if "adaptive" in event.key]
+
+
 def test_eq1_and_eq2_equal_loops_over_positions():
     pool, fmap = PartClassifier(5, 3).double(), torch.randn(2, 5, 4, 2, dtype=torch.float64)
     torch.nn.init.normal_(pool.conv.weight)

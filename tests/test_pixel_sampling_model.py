@@ -88,9 +88,37 @@ def test_pcb_parts_of_its_feature_have_unit_length_and_share_one_reduction(netwo
 
 def test_pcb_averages_six_overlapping_bins_of_16_rows():
     x = torch.randn(1, 3, 16, 8)
-    for i, got in enumerate(model.stripes(x, 6, nn.functional.adaptive_avg_pool2d)):
+    for i, got in enumerate(model.stripes(x, 6)):
         low, high = i * 16 // 6, -(-(i + 1) * 16 // 6)
         assert torch.allclose(got, x[:, :, low:high].mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool, adaptive", [(torch.mean, "adaptive_avg_pool2d"), (torch.amax, "adaptive_max_pool2d")])
+@pytest.mark.parametrize("height, number", [(16, 6), (16, 1), (16, 8), (8, 3), (7, 2), (2, 6)])
+def test_stripes_are_adaptive_pooling_and_its_gradient(height, number, pool, adaptive):
+    x = torch.randn(2, 3, height, 4, requires_grad=True)
+    ours = torch.stack(model.stripes(x, number, pool), 2)
+    theirs = getattr(nn.functional, adaptive)(x, (number, 1))[..., 0]
+    weights = torch.randn_like(ours)
+    (a,), (b,) = (torch.autograd.grad((y * weights).sum(), x) for y in (ours, theirs))
+    assert torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_network_pools_adaptively_which_has_no_deterministic_gradient_on_a_gpu(networks, arch):
+    with torch.profiler.profile() as seen:
+        networks[arch].train()(images(arch))
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::conv2d" in names and not [name for name in names if "adaptive" in name]
+
+
+def test_reductions_start_as_the_authors_do():
+    """PCB and HPM He by the fan out, sqrt(2 / 256) = 0.088; MGN by the fan in of ResNet-18, sqrt(2 / 512) = 0.0625."""
+    spreads = {"pcb": (lambda n: [n.reduce], 0.088), "hpm": (lambda n: n.reductions, 0.088)}
+    spreads["mgn"] = lambda n: n.reductions, 0.0625
+    for arch, (layers, spread) in spreads.items():
+        for layer in layers(build(arch, CLASSES, "resnet18")):
+            assert layer[0].weight.std().item() == pytest.approx(spread, rel=0.02) and layer[0].bias is None
 
 
 def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_start():
@@ -108,7 +136,7 @@ def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_st
 
 def test_hpm_takes_the_maximum_of_1_2_4_and_8_stripes(networks):
     x = torch.randn(2, 512, 16, 8)
-    got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, nn.functional.adaptive_max_pool2d)]
+    got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, torch.amax)]
     expected = [x[:, :, i * 16 // n : (i + 1) * 16 // n].amax((2, 3)) for n in (1, 2, 4, 8) for i in range(n)]
     assert len(got) == 15 and all(torch.equal(a, b) for a, b in zip(got, expected))
     assert networks["hpm"].reduction == {"id": "sum", "triplet": "sum"}
