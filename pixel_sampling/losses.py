@@ -11,8 +11,8 @@ from torch import Tensor
 from common.losses import batch_hard_triplet, euclidean
 from common.processes import gather_rows
 from pixel_sampling.model import wide
+from pixel_sampling.settings import CONSISTENCY
 
-CONSISTENCY = ("l2", "sq", "mse", "sigmoid", "none")
 MARGIN = 0.3  # m of Eq. (5)
 
 

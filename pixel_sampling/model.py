@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from common import checkpoints
+from pixel_sampling.settings import ARCHS, BACKBONES
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 STEM = ("conv1", "bn1", "relu", "maxpool")
 
 
@@ -252,7 +252,7 @@ class HPM(Branches):
             return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
-ARCHS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
+NETWORKS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -271,7 +271,7 @@ def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str 
     whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
     if state and not whole:
         fit_trunk(resnet, state, weights)
-    model = ARCHS[arch](resnet, num_classes)
+    model = NETWORKS[arch](resnet, num_classes)
     if whole:
         own = model.state_dict()
         state = {

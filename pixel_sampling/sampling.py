@@ -10,8 +10,8 @@ exactly once, so the operation permutes pixels within the batch. There is no loo
 import torch
 from torch import Tensor
 
-UPPER, PANTS = 2, 3
-MODES = ("vector", "flat", "random")
+from pixel_sampling.settings import MODES, PANTS, UPPER
+
 FORMS = ("fixed", "boolean")
 
 

@@ -23,6 +23,7 @@ from pixel_sampling.evaluate import PROTOCOLS, QUERIES, protocol_metrics, withou
 from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.head import HeadStore
 from pixel_sampling.masks import MASK_FORMATS, open_masks
+from pixel_sampling.settings import ARCHS
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP", "mINP", "mrr")
 PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network without pixel sampling
@@ -46,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument(
         "--arch",
-        choices=list(model.ARCHS),
+        choices=ARCHS,
         help="the file holds bare weights of this network on ResNet-50, not a checkpoint of ours",
     )
     parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], default="both")
