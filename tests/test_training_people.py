@@ -162,7 +162,7 @@ def test_a_number_on_the_labelled_source_says_so_and_one_on_the_target_does_not(
     args = aff_scl_train.parse_args(words)
     run = runtime.start(args, "aff_scl")
     run.log_dir = tmp_path
-    model = aff_scl_train.build_model(args, 0, 1)
+    model = aff_scl_train.build_model(args, 0)
     aff_scl_train.convert_dsbn(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
