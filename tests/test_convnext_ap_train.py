@@ -145,6 +145,22 @@ def test_a_batch_has_the_labels_of_its_images_half_of_them_erased_with_noise():
     assert abs(x[changed].mean().item()) < 0.05 and abs(x[changed].std().item() - 1) < 0.05
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_reach_the_gpu_without_a_wait_of_the_host():
+    run, augment = run_here(workers=1), train.make_augment(train.parse_args([]))
+    run.device, draw = torch.device("cuda", 0), torch.Generator("cuda").manual_seed(0)
+    store = store_of(np.zeros((32, 3, 96, 32), np.uint8))
+    stream = train.stream(run, store, torch.arange(32), np.arange(32).reshape(4, 8), augment, draw)
+    next(stream)  # constants are made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = [labels for _, labels in stream]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cat(labels).tolist() == list(range(8, 32))
+
+
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 REFUSED = {

@@ -76,20 +76,39 @@ def test_every_network_and_switch_trains_evaluates_and_records(data_dir, tmp_pat
     assert result["protocol"]["gallery_draws"] == {"multi": 1, "single10": 10} and result["data"]["ids"] == 8
 
 
-def test_masks_move_with_their_images_and_labels_are_those_of_the_images():
-    """White clothes on black: after flip and crop white is still where the parts say clothes."""
+def white_clothes(device):
+    """(stream of train.py, order): batches of 8 of 32 pictures of white clothes on black, with their masks."""
     clothes = np.zeros((32, 40, 20), np.uint8)
     clothes[:, 8:30, 3:9] = 1
     cpu, order = torch.device("cpu"), np.random.default_rng(0).permutation(32)
     store = ImageStore([""] * 32, (3, 40, 20), "bilinear", "disk", cpu, np.repeat(clothes[:, None] * 255, 3, 1))
-    samples = [Sample("", 1, 0, mask="there")] * 32
-    masks = MaskStore(samples, 40, 20, "part6", cpu, clothes * 2)
+    masks = MaskStore([Sample("", 1, 0, mask="there")] * 32, 40, 20, "part6", cpu, clothes * 2)
     args = train.parse_args(["--height", "40", "--width", "20", "-j", "1"])
-    here = runtime.Run("pixel_sampling", "test", vars(args), cpu, 0, 1, Path("."), Path("."), 0.0)
-    augment, draw = train.augmentation(args), torch.Generator().manual_seed(0)
-    ((x, parts, labels),) = train.stream(here, args, store, masks, torch.arange(32) * 3, [order], augment, draw)
+    here = runtime.Run("pixel_sampling", "test", vars(args), device, 0, 1, Path("."), Path("."), 0.0)
+    augment, draw = train.augmentation(args), torch.Generator(device).manual_seed(0)
+    labels, batches = torch.arange(32) * 3, order.reshape(4, 8)
+    return train.stream(here, args, store, masks, labels, batches, augment, draw), order
+
+
+def test_masks_move_with_their_images_and_labels_are_those_of_the_images():
+    """After flip and crop white is still where the parts say clothes."""
+    stream, order = white_clothes(torch.device("cpu"))
+    x, parts, labels = (torch.cat(each) for each in zip(*stream))
     assert labels.tolist() == (3 * order).tolist()
     assert torch.equal(x[:, 0] > 0, parts == 2) and len(parts.unique(dim=0)) > 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_reach_the_gpu_without_a_wait_of_the_host():
+    stream, order = white_clothes(torch.device("cuda", 0))
+    next(stream)  # constants are made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = [labels for _, _, labels in stream]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cat(labels).tolist() == (3 * order[8:]).tolist()
 
 
 def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
