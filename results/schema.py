@@ -223,7 +223,7 @@ def row_args(root: Path, project: str, script: str, argv: tuple[str, ...]) -> Na
 def parser_of(project: Path, script: str):
     """The function that reads the flags of a project's script: in its flags.py, which knows no torch, or in itself."""
     flags_py = project / "flags.py"
-    parsers = load_script(flags_py).PARSERS if flags_py.is_file() else {}
+    parsers = getattr(load_script(flags_py), "PARSERS", {}) if flags_py.is_file() else {}
     return parsers.get(script) or load_script(project / script).parse_args
 
 
