@@ -324,7 +324,7 @@ def load_backbone(model, source):
     if found is None:
         return
     own, loaded = model.state_dict(), {}
-    for domain in sorted({int(copy[1]) for copy in map(COPY.search, own) if copy}) or [None]:
+    for domain in sorted(domains(own)) or [None]:
         plain = of_domain(own, domain)
         trunk = {key: key.removeprefix("backbone.") for key in plain if key.startswith("backbone.")}
         one = found._replace(tensors=of_domain(found.tensors, domain))
@@ -336,8 +336,11 @@ def load_backbone(model, source):
 
 
 def of_domain(state, domain):
-    """What one domain uses of a state_dict, by the names of a model without copies; a domain it lacks: the last."""
-    copies = {key: COPY.search(key) for key in state}
-    numbers = {int(copy[1]) for copy in copies.values() if copy}
-    domain = domain if domain in numbers else max(numbers, default=None)
-    return {COPY.sub("", key): state[key] for key, copy in copies.items() if not copy or int(copy[1]) == domain}
+    """What one domain uses of a state_dict, by the names of a model without copies; of a domain it lacks, the last."""
+    domain = domain if domain in domains(state) else max(domains(state), default=None)
+    return {COPY.sub("", key): value for key, value in state.items() if domains([key]) <= {domain}}
+
+
+def domains(names):
+    """Numbers of the domains that names of tensors speak of."""
+    return {int(found[1]) for found in map(COPY.search, names) if found}

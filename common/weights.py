@@ -1,7 +1,7 @@
 """What --weights names: none, imagenet, a file or log folder; and how its tensors find their places in a network.
 
-    found = weights.read("lup_r50.pth", "resnet50")                 # None for "none"
-    taken, line = weights.fit(found, network.state_dict(), trunk)   # trunk: tensor of the network -> its name in a ResNet
+    found = weights.read("lup_r50.pth", "resnet50")                # None for "none"
+    taken, line = weights.fit(found, network.state_dict(), trunk)  # trunk: the network's name of a tensor -> ResNet's
     network.load_state_dict(taken, strict=False)
 
 The forms that a file may have are in README.md, section Weights.
@@ -51,7 +51,9 @@ class Place(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-def read(source: Path | str, architecture: str, remedy: str = REMEDY, rename: Callable[[str], str] = str):
+def read(
+    source: Path | str, architecture: str, remedy: str = REMEDY, rename: Callable[[str], str] = str
+) -> Found | None:
     """Found for "imagenet" (torchvision's IMAGENET1K_V1 of `architecture`), a file, or a log folder, which stands for
     its newest checkpoint; None for "none". `rename` turns the names of other people's files into ours.
 
@@ -142,7 +144,7 @@ def is_counter(name: str) -> bool:
 
 
 def fits(value: Tensor, like: Tensor) -> bool:
-    """Equal shapes, but for dimensions of 1: other programs have (C, 1, 1) for (C,), 1 x 1 convolutions for matrices."""
+    """Equal shapes, but for dimensions of 1: elsewhere (C,) may be (C, 1, 1), and a matrix a 1 x 1 convolution."""
     return value.numel() == like.numel() and value.squeeze().shape == like.squeeze().shape
 
 
@@ -184,11 +186,11 @@ def complaint(found: Found, own: dict[str, Tensor], trunk: dict[str, str]) -> st
     text = f"{what} no complete {found.architecture}" + f" under {place.prefix[:-1]}" * bool(place.prefix)
     if place.missing:
         listed = compact(place.missing, place.wanted)
-        text += f"; {len(place.missing)} of {len(place.wanted)} tensors are missing: {listed}"
+        text += f"; {len(place.missing)} of {len(place.wanted)} tensors missing: {listed}"
     if place.wrong:
         one = place.wrong[0]
         there, here = found.tensors[place.prefix + one], next(own[key] for key, name in trunk.items() if name == one)
-        text += f"; {len(place.wrong)} are of another shape: {compact(place.wrong, place.wanted)} "
+        text += f"; {len(place.wrong)} of another shape: {compact(place.wrong, place.wanted)} "
         text += f"({one} is {tuple(there.shape)} instead of {tuple(here.shape)})"
     if place.extra:
         text += f"; {len(place.extra)} belong to a larger network: {compact(place.extra, place.wanted + place.extra)}"
@@ -203,7 +205,7 @@ def short(names: Iterable[str]) -> dict[str, str]:
 
 
 def compact(names: Iterable[str], among: Iterable[str], limit: int | None = None) -> str:
-    """All of `names` in few words, of which `limit` are given: layer{2-4}.0.bn1.* is all of `among` below those three."""
+    """All of `names` in few words, the first `limit` given: layer2.{0-3}.bn1.* is all that `among` has below those."""
     groups, all_branches = {}, branches(among)
     for word, below in branches(names).items():
         everything = all_branches[word]
@@ -212,9 +214,10 @@ def compact(names: Iterable[str], among: Iterable[str], limit: int | None = None
         elif len(below) == len(everything) > 1:
             text = ".*"
         else:
-            text = "." + braced(compact(below, everything))
+            inner = compact(below, everything)
+            text = "." + (braced(inner) if ", " in inner else inner)
         groups.setdefault(text, []).append(word)  # words with the same names below them
-    parts = [braced(", ".join(ranges(words))) + text for text, words in groups.items()]
+    parts = [(braced(ranges(words)) if len(words) > 1 else words[0]) + text for text, words in groups.items()]
     return ", ".join(parts[:limit]) + " ..." * (limit is not None and len(parts) > limit)
 
 
@@ -228,18 +231,18 @@ def branches(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def braced(text: str) -> str:
-    return f"{{{text.replace(', ', ',')}}}" if ", " in text else text
+    return f"{{{text.replace(', ', ',')}}}"
 
 
-def ranges(words: list[str]) -> list[str]:
-    """Words with runs of at least three numbers as first-last."""
+def ranges(words: list[str]) -> str:
+    """Words one after another, runs of at least three numbers as first-last."""
     found, run = [], []
     for word in [*words, ""]:
         if run and not (word.isdigit() and run[-1].isdigit() and int(word) == int(run[-1]) + 1):
             found += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
             run = []
         run.append(word)
-    return found
+    return ", ".join(found)
 
 
 def tell(line: str) -> None:

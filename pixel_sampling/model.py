@@ -21,7 +21,6 @@ from common import weights as files
 from common.resnet import BACKBONES, STEM, unstride
 
 
-
 class Output(NamedTuple):
     """What a network returns in train mode; float32."""
 

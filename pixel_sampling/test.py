@@ -77,7 +77,9 @@ def load_network(path: str, arch: str | None = None) -> tuple:
         found = model.read_weights(file, "resnet50")
         network = model.build(arch, classes(found.tensors, file), "resnet50")
         if not model.load_weights(network, found):
-            raise ValueError(f"{file} holds a trunk without the rest of --arch {arch}; give the weights of that network")
+            raise ValueError(
+                f"{file} holds a trunk without the rest of --arch {arch}; give the weights of that network"
+            )
         return network.eval(), vars(train_flags(["--arch", arch, *PLAIN])), file
     state = checkpoints.read(file)
     trained = state["args"]
