@@ -120,11 +120,12 @@ def load(path: Path | str, name: str = "", remedy: str = ""):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)  # plain: what scores and flags are made of
     except Exception as error:  # of a damaged file torch.load raises IndexError, struct.error and a dozen others
-        told = f"{what}{path} is not a readable checkpoint ({_reason(error)})" + f"; {remedy}" * bool(remedy)
+        told = f"{what}{path} is not a readable checkpoint ({reason(error)})" + f"; {remedy}" * bool(remedy)
         raise ValueError(told) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why torch could not load a file, in one line."""
     if code := re.search(r"GLOBAL (\S+)", str(error)):
         return f"reading it would run {code[1]}; let its program save the state_dict alone"
     if isinstance(error, (OSError, RuntimeError)):

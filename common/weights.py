@@ -96,7 +96,7 @@ def imagenet(architecture: str) -> dict[str, Tensor]:
     except Exception as error:  # URLError, a wrong hash, or for a cut file in the cache one of a dozen others
         cached = Path(torch.hub.get_dir()) / "checkpoints" / choice.url.rpartition("/")[2]
         raise FileNotFoundError(
-            f"cannot get torchvision's ImageNet weights of {architecture} ({error}); "
+            f"cannot get torchvision's ImageNet weights of {architecture} ({checkpoints.reason(error)}); "
             + f"delete {cached}, which is damaged, or " * cached.exists()
             + f"download {choice.url} elsewhere and pass --weights PATH, or start from random weights: --weights none"
         ) from error
@@ -205,20 +205,23 @@ def short(names: Iterable[str]) -> dict[str, str]:
 
 
 def compact(names: Iterable[str], among: Iterable[str], limit: int | None = None) -> str:
-    """All of `names` in few words, the first `limit` given: layer2.{0-3}.bn1.* is all that `among` has below those."""
-    groups, all_branches = {}, branches(among)
+    """All of `names` in few words, the first `limit` given: layer2.{0,1}.bn1.* is all that `among` has below those."""
+    parts = grouped(names, among)
+    return ", ".join(parts[:limit]) + " ..." * (len(parts) > (limit or len(parts)))
+
+
+def grouped(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    """See `compact`; first words with the same names below them are one part."""
+    groups, everything = {}, branches(among)
     for word, below in branches(names).items():
-        everything = all_branches[word]
         if below == [""]:
             text = ""
-        elif len(below) == len(everything) > 1:
+        elif len(below) == len(everything[word]) > 1:
             text = ".*"
         else:
-            inner = compact(below, everything)
-            text = "." + (braced(inner) if ", " in inner else inner)
-        groups.setdefault(text, []).append(word)  # words with the same names below them
-    parts = [(braced(ranges(words)) if len(words) > 1 else words[0]) + text for text, words in groups.items()]
-    return ", ".join(parts[:limit]) + " ..." * (limit is not None and len(parts) > limit)
+            text = "." + braced(grouped(below, everything[word]))
+        groups.setdefault(text, []).append(word)
+    return [braced(words) + text for text, words in groups.items()]
 
 
 def branches(names: Iterable[str]) -> dict[str, list[str]]:
@@ -230,19 +233,8 @@ def branches(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def braced(text: str) -> str:
-    return f"{{{text.replace(', ', ',')}}}"
-
-
-def ranges(words: list[str]) -> str:
-    """Words one after another, runs of at least three numbers as first-last."""
-    found, run = [], []
-    for word in [*words, ""]:
-        if run and not (word.isdigit() and run[-1].isdigit() and int(word) == int(run[-1]) + 1):
-            found += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
-            run = []
-        run.append(word)
-    return ", ".join(found)
+def braced(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{{{','.join(words)}}}"
 
 
 def tell(line: str) -> None:

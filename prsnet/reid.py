@@ -74,7 +74,7 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
     "norm" in it.
     Raises: ValueError for a checkpoint of another network, naming the flags that differ and the remedy.
     """
-    best = Path(path) / "best.pt"
+    best = Path(path).expanduser() / "best.pt"
     remedy = "give --weights best.pt of prsnet/pretrain.py with the same flags, or none"
     found = weights.read(best if best.is_file() else path, "prsnet encoder", remedy)
     if "mask_block" in found.args:

@@ -240,14 +240,17 @@ def test_a_resnet_of_another_depth_is_refused_in_few_words(there, tmp_path):
     with pytest.raises(ValueError) as caught:
         trunk.load(file, "resnet50", "logs", None)
     said = str(caught.value)
-    expected = {"resnet18": "165 of 265 tensors missing", "resnet101": "belong to a larger network: layer3.{6-22}.*;"}
+    expected = {
+        "resnet18": "165 of 265 tensors missing",
+        "resnet101": "belong to a larger network: layer3.{6,7,8,9,10,11,",
+    }
     assert expected[there] in said and len(said) < 800
 
 
 def test_names_are_grouped_without_losing_one():
     among = [f"layer{i}.{j}.{part}" for i in (1, 2) for j in range(4) for part in ("conv.weight", "bn.a", "bn.b")]
     some = [name for name in among if name.startswith("layer1") or name.endswith("conv.weight") and ".3." not in name]
-    assert weights.compact(some, among) == "layer1.*, layer2.{0-2}.conv.weight"
+    assert weights.compact(some, among) == "layer1.*, layer2.{0,1,2}.conv.weight"
     assert weights.compact(["b", "a.x"], ["b", "a.x", "a.y"]) == "b, a.x"
     assert weights.compact(["a", "b", "c"], ["a", "b", "c"], 2) == "{a,b,c}" and weights.compact([], among) == ""
     assert weights.compact(["a.x", "b.y", "c.z"], ["a.x", "b.y", "c.z"], 2) == "a.x, b.y ..."
