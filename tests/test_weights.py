@@ -122,7 +122,7 @@ FORMS = {
     "dino": lambda s: {"teacher": moved(s), "student": prefixed(s, "module.backbone.")},
     "moco": moco,
     "momentum_encoder": lambda s: prefixed(moved(s), "momentum_encoder.") | prefixed(s, "encoder."),
-    "compiled": lambda s: prefixed(s, "_orig_mod.module.backbone._orig_mod."),
+    "compiled": lambda s: {"_orig_mod.module.net." + name.replace(".", "._orig_mod.", 1): v for name, v in s.items()},
     "base": lambda s: {"state_dict": prefixed(s, "module.base.")},
     "virtex": lambda s: {"model": {**prefixed(s, "visual.cnn."), "textual.weight": torch.zeros(3)}},
     "classifier": lambda s: {**s, "fc.weight": torch.zeros(751, 4), "classifier.2.weight": torch.zeros(751, 4)},
@@ -189,7 +189,7 @@ BAD = {  # what is in the file -> what the sentence says
     "a momentum copy alone": (lambda s: {"state_dict": prefixed(s, "encoder_k.")}, r"only as a momentum copy \("),
     "a target network alone": (lambda s: {"target_network": s}, r"only as a momentum copy \(target_network"),
     "other shapes": (reshaped, r"\d+ of another shape: .* instead of \("),
-    "numbers": (lambda s: {"epoch": 3, "state_dict": {}}, "holds no state_dict"),
+    "an optimiser": (lambda s: {"epoch": 3, "state_dict": {}, "optimizer": {"state": {0: s}}}, "holds no state_dict"),
     "a list": (lambda s: [s], "holds no state_dict"),
 }
 
