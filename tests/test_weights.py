@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision import models
 
+from aff_scl import train as aff_scl_train
 from aff_scl.model import AFF, convert_dsbn, load_backbone
 from common import checkpoints, weights
 from convnext_ap.model import ConvNeXtAP, load_trunk
@@ -314,6 +315,9 @@ def test_weights_of_one_domain_fill_every_copy_and_the_target_s_fill_a_model_wit
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in copies.state_dict().items())
     load_backbone(plain, file)
     assert torch.equal(plain.eval()(x), copies.eval()(x, 1))
+    words = ["--mode", "uda", "--source", "duke", "--backbone", "resnet18", "--weights", file]
+    started = aff_scl_train.build(aff_scl_train.parse_args(words), Namespace(device="cpu"), 0)
+    assert all(torch.equal(started.eval()(x, domain), copies.eval()(x, domain)) for domain in (0, 1))
 
 
 def test_what_does_not_fit_leaves_the_network_as_it_was(tmp_path):
