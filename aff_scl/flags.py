@@ -19,7 +19,6 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "camera": ("on", "off"),
     "dsbn": ("on", "off"),
 }
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
 SUPERVISED = {"bn_groups": 1, "batch_size": 64, "num_instances": 4, "epochs": 120}  # Table 7
 UNSUPERVISED = {"bn_groups": 2, "batch_size": 128, "num_instances": 8, "epochs": 60}  # sec. 4.2
@@ -38,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("method").add_argument
     add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
-    add("--backbone", choices=BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
+    add("--backbone", choices=flags.BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
     add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
@@ -170,7 +169,7 @@ def complexity_args(argv: list[str] | None = None) -> Namespace:
                                      allow_abbrev=False)  # fmt: skip
     network = parser.add_argument_group("network")
     network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
-    network.add_argument("--backbone", choices=BACKBONES, default="resnet50")
+    network.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
     network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
     network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
     network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")

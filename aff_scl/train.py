@@ -48,9 +48,9 @@ def build_model(args: Namespace, num_classes: int) -> AFF:
 def build(args, run, num_classes) -> AFF:
     """The network on the device, with its initial weights and one batch normalisation per domain in --mode uda."""
     network = build_model(args, num_classes)
-    load_backbone(network, args.weights)
     if args.mode == "uda" and variants(args)["dsbn"] == "on":
         convert_dsbn(network)
+    load_backbone(network, args.weights)
     return network.to(run.device, memory_format=torch.channels_last)
 
 

@@ -4,8 +4,12 @@ A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, ext
 Python values only.
 """
 
+import re
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from common.runfiles import OWN, epoch_of, listed, newest, remove_temporary, replace  # noqa: F401 some are re-exported
@@ -13,7 +17,6 @@ from common.runfiles import OWN, epoch_of, listed, newest, remove_temporary, rep
 SCHEMA = 1
 KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
 PREFIXES = ("module.", "_orig_mod.")
-WEIGHTS_REMEDY = "give --weights a .pth file, imagenet or none"
 
 
 def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
@@ -56,25 +59,24 @@ def load(path: Path | str, name: str = "", remedy: str = ""):
     what = f"{name}: " if name else ""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{what}no file {path}" + f"; {remedy}" * bool(remedy))
+    scalar, kinds = np.float64(0).__reduce__()[0], {type(np.dtype(kind)) for kind in "fdilq?"}
+    plain = [Namespace, np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(plain):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)  # plain: what scores and flags are made of
     except Exception as error:  # of a damaged file torch.load raises IndexError, struct.error and a dozen others
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{what}{path} is not a readable checkpoint ({reason})") from error
+        told = f"{what}{path} is not a readable checkpoint ({reason(error)})" + f"; {remedy}" * bool(remedy)
+        raise ValueError(told) from error
 
 
-def weights(path: Path | str) -> dict:
-    """The state_dict in a file, also under `state_dict`, without wrappers' prefixes. Raises: as `load`."""
-    return state_dict(load(path, "weights", WEIGHTS_REMEDY), path)
-
-
-def state_dict(content, path: Path | str) -> dict:
-    """The state_dict in the content of a file, as `weights`. Raises: ValueError if there is none."""
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not tensors or not content:
-        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return strip_prefixes(content)
+def reason(error: Exception) -> str:
+    """Why torch could not load a file, in one line."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"reading it would run {code[1]}; let its program save the state_dict alone"
+    if isinstance(error, (OSError, RuntimeError)):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "cut, or not written by torch.save"
 
 
 def _previous(path: Path) -> str:

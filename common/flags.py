@@ -13,6 +13,7 @@ from common import commandline, datasets, records
 
 ROOT = Path(__file__).resolve().parents[1]
 AMP = ("off", "bf16", "fp16")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # torchvision's
 SYNTHETIC = ("small", "medium", "full")  # sizes of rendered data sets
 
 

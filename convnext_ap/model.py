@@ -4,9 +4,10 @@
     model.set_stage("joint")                                    # refined part pooling in place of stripes
     feats = model.eval()(images)                                # (B, 3, 256, 128) -> (B, 1792) unit rows
 
-The trunk keeps torchvision's key names, so that its ImageNet weights load; SimAM has no weights.
+The trunk keeps torchvision's key names behind its own prefix; SimAM has no weights.
 """
 
+import re
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlock, CNBlockConfig
 
-from common import checkpoints
+from common import weights
 from convnext_ap.settings import POSITIONS, STRIDE, TRUNKS, check_size, name_of
 from convnext_ap.simam import simam, wide
 
@@ -241,49 +242,49 @@ class Embedding(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------------ weights
 def load_trunk(model: ConvNeXtAP, source: str) -> str:
-    """Load weights into the trunk (and final norm) of a model and return one sentence that says which.
+    """Load weights into the trunk (and final norm) of a model and return the line that says which.
 
-    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (downloaded by torchvision and checked); or a file:
-        a torchvision ConvNeXt state_dict, or one of our checkpoints, of which the trunk is taken.
-    Raises: FileNotFoundError; ValueError for a foreign file, a checkpoint of a variant with other blocks, or listing
-        the keys that are missing, unexpected or of another shape.
+    Args: source: what common.weights.read takes, with the names of torchvision, of ConvNeXt's authors or of timm.
+    Raises: FileNotFoundError; ValueError for a foreign file, or a checkpoint of a variant with other blocks.
     """
-    if source == "none":
+    if source == "imagenet" and model.trunk_name != "base":
+        raise ValueError(f"there are no ImageNet weights for --trunk {model.trunk_name}; use --weights none, or a file")
+    found = weights.read(source, f"convnext_{model.trunk_name}", rename=our_name)
+    if found is None:
         return f"weights: random, {sum(p.numel() for p in model.parameters()):,} parameters"
-    state = imagenet_state(model.trunk_name) if source == "imagenet" else read_state(source, model)
-    trunk = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-    checkpoints.fit(model.trunk, trunk, f"weights {source}")
-    norm = {key.removeprefix("classifier.0."): v for key, v in state.items() if key.startswith("classifier.0.")}
-    if model.final_norm is not None and norm:
-        checkpoints.fit(model.final_norm, norm, f"weights {source}")
-    return f"weights: {len(trunk)} tensors from {source} into the trunk, {len(state) - len(trunk)} others not used"
+    if "simam" in found.args:
+        check_variant(found.source, found.args, model.attention, model.parts, blocks_only=True)
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(("trunk.", "final_norm."))}
+    taken, line = weights.fit(found, own, {key: key for key in own if key.startswith("trunk.")})
+    model.load_state_dict(taken, strict=False)
+    return line
 
 
-def imagenet_state(trunk: str) -> dict:
-    """torchvision's IMAGENET1K_V1 state_dict of ConvNeXt-B, from its cache or its server."""
-    if trunk != "base":
-        raise ValueError(f"there are no ImageNet weights for --trunk {trunk}; use --weights none, or a file")
-    weights = models.ConvNeXt_Base_Weights.IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(
-            f"cannot fetch torchvision's ImageNet weights of ConvNeXt-B ({error}); download "
-            f"{weights.url} elsewhere and pass --weights PATH, or --weights none"
-        ) from error
+def our_name(name: str) -> str:
+    """A tensor's name in torchvision's, the authors' or timm's ConvNeXt as ours; other names as they are."""
+    for pattern, ours in NAMES.items():
+        if found := re.search(rf"(?:^|\.){pattern}", name):
+            start = name[: found.start()] + "." * (found.start() > 0)
+            return start + ours(*found.groups()) + name[found.end() :]
+    return name
 
 
-def read_state(path: str, model: ConvNeXtAP) -> dict:
-    """The state_dict in a file with torchvision's key names; our own checkpoints must fit the model's variant."""
-    content = checkpoints.load(path, "weights", checkpoints.WEIGHTS_REMEDY)
-    state = checkpoints.state_dict(content, path)
-    if isinstance(content.get("state_dict"), dict):
-        check_variant(path, content.get("args"), model.attention, model.parts, blocks_only=True)
-        state = {
-            ("features." + key.removeprefix("trunk.") if key.startswith("trunk.") else key): value
-            for key, value in state.items()
-        }
-    return state
+LAYERS = {  # of a block: authors, timm -> torchvision
+    "dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5",
+    "conv_dw": "block.0", "mlp.fc1": "block.3", "mlp.fc2": "block.5", "gamma": "layer_scale",
+}  # fmt: skip
+NAMES = {
+    r"features\.(?=\d)": lambda: "trunk.",  # torchvision
+    r"classifier\.0\.": lambda: "final_norm.",
+    r"downsample_layers\.(\d)\.": lambda stage: f"trunk.{2 * int(stage)}.",  # authors; the first is the stem
+    r"stem\.(?=[01])": lambda: "trunk.0.",  # timm
+    r"stages\.(\d)\.downsample\.": lambda stage: f"trunk.{2 * int(stage)}.",
+    rf"stages\.(\d)\.(?:blocks\.)?(\d+)\.({'|'.join(LAYERS)})(?=\.|$)": (
+        lambda stage, block, layer: f"trunk.{2 * int(stage) + 1}.{block}.{LAYERS[layer]}"
+    ),
+    r"head\.norm\.": lambda: "final_norm.",  # timm
+    r"^((?:model\.|state_dict\.)*)norm\.": lambda outer: f"{outer}final_norm.",  # authors
+}
 
 
 def check_variant(path, trained: dict | None, attention: str, parts: int, blocks_only: bool = False) -> None:

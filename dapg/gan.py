@@ -160,7 +160,7 @@ def load_generator(args) -> tuple[pngan.Generator, np.ndarray, str, dict]:
         if source.startswith("row:")
         else source
     )
-    state = trunk.read(path)
+    state = checkpoints.load(path, "generator", "run --stage gan first, or give row:NAME of a finished one")
     if not isinstance(state, dict) or not {"state_dict", "poses", "settings"} <= state.keys():
         raise ValueError(f"{path} is no generator.pt of --stage gan")
     settings = state["settings"]

@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     data.add_argument("--width", type=int, default=128)
     method = parser.add_argument_group("method")
     method.add_argument("--arch", choices=settings.ARCHS, default="bot", help="network (Tables I, III, IV)")
-    method.add_argument("--backbone", choices=settings.BACKBONES, default="resnet50")
+    method.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
     method.add_argument(
         "--ps-mode",
         choices=["off", *settings.MODES],

@@ -8,18 +8,19 @@ head crop below it, (B, 3, H + W, W), so that one tensor goes through data loadi
 """
 
 import copy
+import re
 from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
-from common import checkpoints
-from pixel_sampling.settings import ARCHS, BACKBONES
-
-STEM = ("conv1", "bn1", "relu", "maxpool")
+from common import resnet as resnets
+from common import weights as files
+from common.flags import BACKBONES
+from common.resnet import STEM, unstride
+from pixel_sampling.settings import ARCHS
 
 
 class Output(NamedTuple):
@@ -55,23 +56,6 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
-    """A copy of the convolutional part of a torchvision ResNet, its key names kept; 16 x 8 maps of 256 x 128 images."""
-    parts = copy.deepcopy(
-        nn.Sequential(OrderedDict((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2", "layer3", "layer4")))
-    )
-    if last_stride == 1:
-        unstride(parts.layer4)
-    return parts
-
-
-def unstride(layer: nn.Sequential) -> None:
-    """Set the stride of a ResNet layer to 1 (mutated)."""
-    for module in layer[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (1, 1)
-
-
 def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:
     """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide.
 
@@ -89,7 +73,7 @@ class BoT(nn.Module):
     def __init__(self, resnet: nn.Module, num_classes: int):
         super().__init__()
         size = resnet.fc.in_features
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.neck = nn.BatchNorm1d(size)
         self.neck.bias.requires_grad_(False)
         self.classifier = normal_linear(size, num_classes, 0.001)
@@ -148,7 +132,7 @@ class PCB(nn.Module):
     def __init__(self, resnet: nn.Module, num_classes: int, parts: int = 6):
         super().__init__()
         size = resnet.fc.in_features
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.dropout = nn.Dropout(0.5)
         self.reduce = reduction(size)
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.01, bias=True) for _ in range(parts))
@@ -240,7 +224,7 @@ class HPM(Branches):
 
     def __init__(self, resnet: nn.Module, num_classes: int):
         super().__init__()
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.reductions = nn.ModuleList(reduction(resnet.fc.in_features) for _ in range(sum(self.LEVELS)))
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.001) for _ in range(sum(self.LEVELS)))
 
@@ -256,58 +240,65 @@ NETWORKS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_b
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
+AUTHORS = {  # names in the authors' networks -> ours
+    "bottleneck": lambda: "neck",  # BoT
+    r"conv5\.layers": lambda: "reduce",  # PCB
+    r"classifier\.(\d)": lambda part: f"classifiers.{part}",
+    r"global_(conv|bn|fc)": lambda kind: hpm_name(0, kind),  # HPM: the whole, then 2, 4 and 8 stripes
+    r"pcb([248])_(conv|batchnorm|fc)_list\.(\d)": lambda level, kind, part: hpm_name(int(level) - 1 + int(part), kind),
+    r"backone\.([01456])": lambda place: f"stem.{MGN_STEM[place]}",  # MGN; their spelling
+    r"p([123])\.0\.(\d+)": lambda branch, block: f"branches.{int(branch) - 1}.0.{int(block) + 1}",
+    r"p([123])\.1": lambda branch: f"branches.{int(branch) - 1}.1",
+    r"reduction_(\d)": lambda part: f"reductions.{part}",
+    r"fc_id_2048_(\d)": lambda part: f"classifiers.{part}",  # one global feature a branch, then 2 and 3 stripes
+    r"fc_id_256_([12])_(\d)": lambda branch, part: f"classifiers.{2 * int(branch) + 1 + int(part)}",
+}
+MGN_STEM = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3_0"}
+
+
+def hpm_name(part: int, kind: str) -> str:
+    return f"classifiers.{part}" if kind == "fc" else f"reductions.{part}.{0 if kind == 'conv' else 1}"
+
+
 def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str = "none") -> nn.Module:
-    """A network. weights: "none"; "imagenet" (torchvision's IMAGENET1K_V1, fetched and checked by torchvision at the
-    first use); or the path of a torchvision ResNet state_dict, of one of our checkpoints, or of the authors' BoT.
+    """A network. weights: what common.weights.read takes; the authors' networks as well.
 
     Raises: ValueError for unknown names and weights that do not fit, FileNotFoundError without the file.
     """
     if arch not in ARCHS or backbone not in BACKBONES:
         raise ValueError(f"no network {arch} on {backbone}: known are {', '.join(ARCHS)} on {', '.join(BACKBONES)}")
-    resnet = models.get_model(backbone, weights=None)
-    state = {}
-    if weights != "none":
-        state = imagenet_state(backbone) if weights == "imagenet" else checkpoints.weights(weights)
-    whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
-    if state and not whole:
-        fit_trunk(resnet, state, weights)
-    model = NETWORKS[arch](resnet, num_classes)
-    if whole:
-        own = model.state_dict()
-        state = {
-            k: own[k] if "classifier" in k and k in own and v.shape != own[k].shape else v
-            for k, v in authors_names(state).items()
-        }
-        checkpoints.fit(model, state, weights)  # a classifier of other people starts anew
-    return model
+    network = NETWORKS[arch](resnets.build(backbone), num_classes)
+    found = read_weights(weights, backbone)
+    if found is not None:
+        load_weights(network, found)
+    return network
 
 
-def fit_trunk(resnet: nn.Module, state: dict, source: str) -> None:
-    """Load a ResNet state_dict without its classifier (mutates resnet); old files lack batch counters."""
-    own = resnet.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked") or k.startswith("fc.")}
-    checkpoints.fit(resnet, {**counters, **{k: v for k, v in state.items() if not k.startswith("fc.")}}, source)
+def read_weights(source: str, backbone: str) -> files.Found | None:
+    """The tensors of what --weights names, the authors' by our names."""
+    return files.read(source, backbone, rename=our_name)
 
 
-def authors_names(state: dict) -> dict:
-    """The authors' BoT keys (plain ResNet names, neck `bottleneck`) as ours; other state_dicts as they are."""
-    if "bottleneck.weight" not in state:
-        return state
-    rename = {"bottleneck": "neck", "classifier": "classifier"}
-    named = {}
-    for key, value in state.items():
-        first, _, rest = key.removeprefix("base.").partition(".")
-        named[f"{rename[first]}.{rest}" if first in rename else f"backbone.{first}.{rest}"] = value
-    return named
+def load_weights(network: nn.Module, found: files.Found) -> bool:
+    """Load all of a file of the same network, or the trunk of any other, and print which; whether it was all."""
+    own = network.state_dict()
+    trunk = {key: name for key in own if (name := resnet_name(key)) is not None}
+    taken, line = files.fit(found, own, trunk)
+    network.load_state_dict(taken, strict=False)
+    files.tell(line)
+    return all(key in taken or key.endswith("num_batches_tracked") for key in own)
 
 
-def imagenet_state(name: str) -> dict:
-    """torchvision's IMAGENET1K_V1 state_dict of a ResNet, from its cache or its server."""
-    entry = models.get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(
-            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
-            f"and pass --weights PATH, or train from random weights with --weights none"
-        ) from error
+def resnet_name(key: str) -> str | None:
+    """The name in a ResNet of a tensor of a network's trunk; None for a tensor of its heads."""
+    key = re.sub(r"^branches\.\d\.0\.", "stem.layer3.", key)
+    key = re.sub(r"^branches\.\d\.1\.", "stem.layer4.", key).replace("stem.layer3_0.", "stem.layer3.0.")
+    found = re.search(r"^(body\.|head\.)?(backbone|stem)\.(.*)", key)
+    return found and found[3]
+
+
+def our_name(name: str) -> str:
+    """The authors' name of a tensor of BoT, PCB, MGN or HPM as ours; other names, and a trunk's, as they are."""
+    for pattern, ours in AUTHORS.items():
+        name = re.sub(rf"(^|\.){pattern}\.", lambda found: f"{found[1]}{ours(*found.groups()[1:])}.", name)
+    return name

@@ -1,7 +1,6 @@
 """Names that the flags offer: networks, clothes, forms of sampling and of the consistency loss. Knows no torch."""
 
 ARCHS = ("bot", "pcb", "mgn", "hpm", "head", "head_body")
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 UPPER, PANTS = 2, 3
 MODES = ("vector", "flat", "random")
 CONSISTENCY = ("l2", "sq", "mse", "sigmoid", "none")

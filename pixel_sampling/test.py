@@ -75,12 +75,13 @@ def load_network(path: str, arch: str | None = None) -> tuple:
     if file.is_dir():
         file = checkpoints.newest(file) or file / "checkpoint_*.pt"
     if arch is not None:
-        weights = model.authors_names(checkpoints.weights(file))
-        return (
-            model.build(arch, classes(weights, file), "resnet50", str(file)).eval(),
-            vars(train_flags(["--arch", arch, *PLAIN])),
-            file,
-        )
+        found = model.read_weights(file, "resnet50")
+        network = model.build(arch, classes(found.tensors, file), "resnet50")
+        if not model.load_weights(network, found):
+            raise ValueError(
+                f"{file} holds a trunk without the rest of --arch {arch}; give the weights of that network"
+            )
+        return network.eval(), vars(train_flags(["--arch", arch, *PLAIN])), file
     state = checkpoints.read(file)
     trained = state["args"]
     if "ps_mode" not in trained:

@@ -243,7 +243,7 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
         return None
     rows = {name for name, row in records.load_rows(ROOT / "prsnet").items() if row.get("script") == "pretrain.py"}
     if args.weights not in rows:
-        if not Path(args.weights).is_file():
+        if not Path(args.weights).expanduser().exists():
             raise FileNotFoundError(
                 f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})"
             )

@@ -134,68 +134,6 @@ def test_checksum_sees_a_change_and_a_swap():
 
 
 # ---------------------------------------------------------------------------------------------------------------- trunk
-FULL = trunk.resnet("resnet50")
-STATE = {k: v for k, v in FULL.state_dict().items()}
-
-
-def prefixed(prefix, extra=()):
-    return {**{f"{prefix}{k}": v for k, v in STATE.items()}, **{k: torch.zeros(2) for k in extra}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        prefixed(""),
-        {"state_dict": prefixed("module.encoder_q.", ["module.encoder_q.fc1.weight", "module.queue"])},
-        {"model": prefixed("visual.cnn.", ["textual.embedding.weight"])},
-        {"online_network": prefixed("encoder.")},
-        {"state_dict": {k: v for k, v in prefixed("backbone.").items() if "num_batches" not in k}},
-    ],
-    ids=["flat", "moco", "virtex", "byol", "without counters"],
-)
-def test_public_checkpoint_forms_load(content, tmp_path):
-    torch.save(content, tmp_path / "w.pth")
-    found = trunk.load(str(tmp_path / "w.pth"), "resnet50", "logs", None)
-    assert len(found) == 318 and all(torch.equal(found[k], STATE[k]) for k in trunk.needed(FULL))
-    assert len(trunk.needed(FULL)) == 265
-
-
-def test_the_query_encoder_wins_over_the_momentum_copy():
-    key = {f"encoder_k.{k}": v + 1 for k, v in STATE.items()}
-    found = trunk.find_trunk({**key, **prefixed("encoder_q.trunk.")}, FULL, "x")
-    assert torch.equal(found["conv1.weight"], STATE["conv1.weight"])
-    flat = trunk.find_trunk({**key, **prefixed("")}, FULL, "x")
-    assert torch.equal(flat["conv1.weight"], STATE["conv1.weight"])
-
-
-def test_every_missing_tensor_is_listed_and_other_files_are_refused(tmp_path):
-    broken = prefixed("")
-    gone = ["layer3.5.bn2.running_var", "layer4.2.conv3.weight"]
-    for key in gone:
-        del broken[key]
-    with pytest.raises(ValueError, match="2 of 265") as error:
-        trunk.find_trunk(broken, FULL, "w.pth")
-    assert all(key in str(error.value) for key in gone)
-    with pytest.raises(ValueError, match="of another shape: layer1.0.conv1.weight"):
-        trunk.find_trunk({**STATE, "layer1.0.conv1.weight": torch.zeros(1)}, FULL, "w.pth")
-    with pytest.raises(ValueError, match="no ResNet trunk"):
-        trunk.find_trunk({"a": torch.zeros(3)}, FULL, "w.pth")
-    with pytest.raises(FileNotFoundError, match="no file"):
-        trunk.load(str(tmp_path / "none.pth"), "resnet50", "logs", None)
-    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="not a readable"):
-        trunk.load(str(tmp_path / "cut.pth"), "resnet50", "logs", None)
-
-
-class Payload:
-    def __reduce__(self):
-        return (print, ("ran",))
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path):
-    torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="not a readable"):
-        trunk.read(tmp_path / "evil.pth")
 
 
 def test_exported_trunks_and_rows_are_found_by_kind(tmp_path):

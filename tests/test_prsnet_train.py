@@ -323,8 +323,6 @@ def test_wrong_kinds_of_checkpoints_are_named(best, finetuned, data_dir, tmp_pat
         test.main(test.parse_args(["--checkpoint", str(best), "--data-dir", str(data_dir)]))
     with pytest.raises(ValueError, match="has no decoder any more"):
         test.main(test.parse_args(["--checkpoint", str(finetuned), "--viz", "recon", "--data-dir", str(data_dir)]))
-    with pytest.raises(ValueError, match="is no pre-training checkpoint of prsnet"):
-        train.main(flags.train_args(finetune_words(data_dir, tmp_path, finetuned)))
     with pytest.raises(FileNotFoundError, match="no image"):
         test.main(
             test.parse_args(
