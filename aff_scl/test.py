@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=128)
     runtime.add_test_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -61,7 +61,7 @@ def load_network(path: str) -> tuple[AFF, dict, Path]:
     if not hasattr(trained, "arch"):
         raise ValueError(f"{file} is no checkpoint of aff_scl (it was trained with other flags)")
     weights = checkpoints.strip_prefixes(state["state_dict"])
-    model = build_model(trained, len(weights.get("classifier.weight", ())), bn_groups=1)
+    model = build_model(trained, len(weights.get("classifier.weight", ())))
     if trained.mode == "uda" and variants(trained)["dsbn"] == "on":
         convert_dsbn(model)
     checkpoints.fit(model, weights, file)
@@ -113,19 +113,22 @@ def main(args):
         "aff_scl",
     )
     data = inputs.dataset(run, run.args["dataset"])
+    remark = check_unseen(run, data, trained)
     store = inputs.open_images(
         run, data.query + data.gallery, trained["height"], trained["width"], name=f"{data.name} test"
     )
     model = model.to(run.device, memory_format=torch.channels_last)
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     metrics = inputs.rank_metrics(data, feats)
-    out = Path(args.out or file.parent)
-    report(run, f"{file.name} on {inputs.data_name(data)}", metrics)
+    out, name = Path(args.out or file.parent), f"{file.name} on {inputs.data_name(data)}{remark}"
+    report(run, name, metrics)
     q = len(data.query)
     ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     if args.re_rank:
         report(
-            run, "after re-ranking", evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids)
+            run,
+            f"{name}, after re-ranking",
+            evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids),
         )
     if not run.main:
         return
@@ -141,6 +144,16 @@ def main(args):
             "heat maps:",
             draw_heat_maps(out / "heat_maps.png", run, model, args.against, store, shown[: args.heat_maps]),
         )
+
+
+def check_unseen(run, data, trained: dict) -> str:
+    """What a number of this network on `data` must say of its training; ValueError if it saw people of the test."""
+    inputs.trained_on(run, data, trained)
+    rendered = {"synthetic": trained["source_synthetic"]} if trained["source_synthetic"] else {}
+    source = {**trained, "dataset": trained["source"], "data_name": "", **rendered}
+    if trained["source"] and inputs.trained_on(run, data, source):
+        return ", whose labels were the source of the training"
+    return ""
 
 
 def report(run, name, m):
@@ -192,5 +205,4 @@ def draw_heat_maps(path, run, model, against, store, shown):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

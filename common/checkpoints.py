@@ -6,24 +6,28 @@ Python values only.
 
 import contextlib
 import os
+import re
+import secrets
 from pathlib import Path
 
 import torch
 
 SCHEMA = 1
 KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
+OWN = re.compile(r"checkpoint_(\d{4}|[1-9]\d{4,})\.pt")  # what `write` calls its files; all else is the user's
+TEMPORARY = re.compile(r".+\.[0-9a-f]+\.tmp")
 PREFIXES = ("module.", "_orig_mod.")
 WEIGHTS_REMEDY = "give --weights a .pth file, imagenet or none"
 
 
 def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
-    """Write folder/checkpoint_<epoch>.pt in one atomic step and keep the `keep` newest.
+    """Write folder/checkpoint_<epoch>.pt in one atomic step; of ours up to this epoch, the `keep` newest stay.
 
     Raises: OSError naming the path and the bytes needed when it cannot be written; older files stay as they were.
     """
     path = folder / f"checkpoint_{epoch:04d}.pt"
     replace(path, lambda file: torch.save(state, file))
-    for old in listed(folder)[:-keep]:
+    for old in [p for p in listed(folder) if epoch_of(p) <= epoch][:-keep]:
         old.unlink()
     return path
 
@@ -31,12 +35,13 @@ def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
 def replace(path: Path, write_to) -> None:
     """Call write_to(binary file) on a temporary file beside `path`, flush it to the disk and move it into place.
 
+    The temporary name is drawn, so that no two processes, whatever their machines, write to the same one.
     Raises: OSError with path and bytes written so far; the temporary file is removed and `path` is left as it was.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     written = 0
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             try:
                 write_to(file)
                 file.flush()
@@ -59,8 +64,9 @@ def replace(path: Path, write_to) -> None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    return sorted(folder.glob("checkpoint_[0-9]*.pt"), key=epoch_of)
+    """The checkpoints that `write` made in a folder, oldest first; copies under other names are not among them."""
+    found = [path for path in folder.iterdir() if OWN.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=epoch_of)
 
 
 def newest(folder: Path) -> Path | None:
@@ -68,18 +74,15 @@ def newest(folder: Path) -> Path | None:
 
 
 def epoch_of(path: Path) -> int:
-    return int(path.stem.rpartition("_")[2])
-
-
-def clear(folder: Path) -> None:
-    for path in listed(folder):
-        path.unlink()
+    """The epoch in the name of one of the files of `listed`."""
+    return int(OWN.fullmatch(path.name)[1])
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove what a killed run left half-written; only for the one process that may write there."""
     for path in folder.glob("*.tmp"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict:
@@ -132,7 +135,7 @@ def state_dict(content, path: Path | str) -> dict:
 
 
 def _previous(path: Path) -> str:
-    older = [p for p in listed(path.parent) if p != path] if path.stem.startswith("checkpoint_") else []
+    older = [p for p in listed(path.parent) if epoch_of(p) < epoch_of(path)] if OWN.fullmatch(path.name) else []
     return f"; the previous one is {older[-1]}: continue with --resume {older[-1]}" if older else ""
 
 

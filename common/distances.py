@@ -40,16 +40,13 @@ def like(result: torch.Tensor, x: Array) -> Array:
 @contextlib.contextmanager
 def fp32(device: torch.device):
     """Within: no autocast and no TF32 or bf16 inside float32 products; the settings of before come back afterwards."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
+    before = torch.get_float32_matmul_precision()  # the one switch for cuBLAS and oneDNN; others beside it would clash
+    torch.set_float32_matmul_precision("highest")
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before):
-            backend.fp32_precision = precision
+        torch.set_float32_matmul_precision(before)
 
 
 def squared_norms(x: torch.Tensor) -> torch.Tensor:

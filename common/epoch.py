@@ -52,7 +52,7 @@ class Epoch:
             raise ValueError(f"epoch {self.number + 1} has no batch; lower --batch-size or raise --iters")
         processes.sync_buffers(self.run, runtime.bare(model))
         sums = torch.stack([value.float() for value in self.totals.values()])
-        means = (processes.gather(self.run, sums[None]).mean(0) / self.step).tolist()
+        means = (processes.gather(self.run, sums[None]).double().mean(0) / self.step).tolist()
         means = dict(zip(self.totals, means))
         text = ", ".join(f"{name} {value:.{digits}f}" for name, value in means.items())
         rate = self.images * self.run.world_size / (time.time() - self.began)

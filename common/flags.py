@@ -1,11 +1,13 @@
 """Flags that mean the same in every script, and the rows of experiments.yaml that set their defaults."""
 
+import functools
+import hashlib
+import json
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common import records
+from common import commandline, datasets, records
 from common.evaluation import AMP_DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,7 @@ RUN_FLAGS = {
 
 
 PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files
+WORDS = {"none", "imagenet", "download"}  # values of --weights and its like that are no paths
 
 
 def variants(items: list[str], rules: dict) -> dict:
@@ -91,39 +94,108 @@ def variants(items: list[str], rules: dict) -> dict:
 
 
 def method_flags(args: dict) -> dict:
-    """The flags that define a training, without seed and without the choice of synthetic data."""
-    return {k: v for k, v in args.items() if k not in RUN_FLAGS and k not in ("seed", "synthetic", "script")}
+    """The flags that define a training, files by content, without seed and without the choice of synthetic data."""
+    left_out = RUN_FLAGS | {"seed", "synthetic", "script", "contents"}
+    return {k: v for k, v in {**args, **args.get("contents", {})}.items() if k not in left_out}
 
 
-def parse(parser: ArgumentParser, project: str, argv: list[str] | None = None, complete=None) -> Namespace:
+def compared(stored: dict, now: dict) -> tuple[dict, dict]:
+    """The flags of two runs for comparison: files by content where it is known of both, else as they were given."""
+    both = stored.get("contents", {}).keys() & now.get("contents", {}).keys()
+    first, second = ({**args, **{key: args["contents"][key] for key in both}} for args in (stored, now))
+    return {k: v for k, v in first.items() if k != "contents"}, {k: v for k, v in second.items() if k != "contents"}
+
+
+def contents(args: dict, files: tuple[str, ...], words: set[str]) -> dict:
+    """Those of the flags `files` that name something on this disk, with its `content` in the place of its path.
+
+    This is the one rule for paths in a method: what a file holds is part of it, where it lies is not. A value is a
+    path, KEY=path, or a list of such; `words` are values that only look like paths.
+    """
+
+    def known(value):
+        if isinstance(value, list):
+            return [known(item) for item in value]
+        key, _, path = str(value).partition("=")
+        if str(value) in words | WORDS:
+            return value
+        if whole := content(Path(str(value))):
+            return whole
+        part = content(Path(path)) if path else None
+        return f"{key}={part}" if part else value
+
+    given = {name: args[name] for name in files if args.get(name)}
+    return {name: known(value) for name, value in given.items() if known(value) != value}
+
+
+def content(path: Path) -> str | None:
+    """A digest of a file's bytes, or of the names and sizes of a folder's files; None for what cannot be read."""
+    try:
+        if path.is_dir():
+            rows = sorted([f.relative_to(path).as_posix(), f.stat().st_size] for f in path.rglob("*") if f.is_file())
+            return f"folder:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
+        status = path.stat()
+        return f"file:{_digest(path.resolve(), status.st_size, status.st_mtime_ns)}"
+    except OSError:
+        return None
+
+
+@functools.lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def parse(
+    parser: ArgumentParser,
+    project: str,
+    argv: list[str] | None = None,
+    complete=None,
+    files: tuple[str, ...] = ("weights",),
+) -> Namespace:
     """Parse argv with the defaults of `--row`; `complete(args)` fills in defaults that depend on other flags.
 
-    A run whose method flags equal a row's takes that row's name, any other, also a row with changed flags, is
-    `custom-<hash>`.
+    A data set has its canonical name from here on, so that `-d Market1501` is `-d market`. A run whose method flags
+    equal a row's takes that row's name, any other, also a row with changed flags, is `custom-<hash>`; the flags `files`
+    count by what lies at their paths (args.contents, see `contents`).
     Exits with status 2 and one sentence for unknown rows and flags.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    complete = complete or (lambda args: args)
-    rows = records.load_rows(ROOT / project)
+    argv, rows = commandline.words(argv), records.load_rows(ROOT / project)
     finder = ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--row")
     name = finder.parse_known_args(argv)[0].row
     if name is not None and name not in rows:
         parser.error(records.unknown_row(project, name, rows))
     script = Path(parser.prog).name
-    defaults = shlex.split(rows[name].get("args", "")) if name else []
+
+    def of_row(name: str) -> list[str]:
+        return commandline.words(shlex.split(rows[name].get("args", "")))
+
+    def completed(words: list[str]) -> Namespace:
+        args = parser.parse_args(words)
+        if getattr(args, "dataset", None):
+            args.dataset = datasets.canonical(args.dataset)
+        args = complete(args) if complete else args
+        if found := contents(vars(args), files, set(rows)):
+            args.contents = found
+        return args
+
     try:
-        args = complete(parser.parse_args(defaults + argv))
+        args = completed((of_row(name) if name else []) + argv)
     except ValueError as error:
         parser.error(str(error))
-    args.row = _row_of(parser, complete, args, {k: r for k, r in rows.items() if r.get("script", "train.py") == script})
+    own = {key: of_row(key) for key, row in rows.items() if row.get("script", "train.py") == script}
+    args.row = _row_of(completed, args, own)
     return args
 
 
-def _row_of(parser, complete, args, rows) -> str:
+def _row_of(completed, args, rows: dict[str, list[str]]) -> str:
     """The row whose method flags are those of args, --row's first, so that no row's result comes from other flags."""
     wanted = method_flags(vars(args))
     for name in sorted(rows, key=lambda name: name != args.row):
-        if method_flags(vars(complete(parser.parse_args(shlex.split(rows[name].get("args", "")))))) == wanted:
+        if method_flags(vars(completed(rows[name]))) == wanted:
             return name
     return f"custom-{records.digest(wanted)}"

@@ -8,40 +8,18 @@ cache="disk" maps the store and copies rows one batch ahead, "device" holds it w
 image anew in loader processes. The three give the same pixels in the same order.
 """
 
-import errno
 import functools
-import hashlib
-import json
-import multiprocessing
-import os
-import struct
-import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then decode the same store, and the last one wins with the same bytes
-    fcntl = None
-
-STORE_VERSION = 1  # part of the key: raise it when decoding changes
-CACHE_FOLDER = ".reid_cache"
-FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
-CHUNK = 64  # images a worker decodes at a time
+from common import store
+from common.pixels import FILTERS, decode
 
 
 class ImageStore:
@@ -107,7 +85,8 @@ def open_images(
     name: str = "images",
     channels: int = 3,
 ) -> ImageStore:
-    """The images at one size, decoded by PIL and resized with the given filter (bicubic, bilinear, lanczos or nearest).
+    """The images at one size, decoded by the rule of common.pixels and resized with the given filter (bicubic,
+    bilinear, lanczos or nearest).
 
     cache: "disk" (memory map), "device" (the whole store on device) or "off" (decode at every use). cache_dir: folder
     of the store files, by default .reid_cache beside the folder of the images. channels=1 reads label maps: palette
@@ -129,7 +108,9 @@ def open_images(
     paths, shape, device = [str(path) for path in paths], (channels, height, width), torch.device(device)
     if cache == "off":
         return ImageStore(paths, shape, interpolation, cache, device, None)
-    pixels = open_store(paths, shape, interpolation, cache_dir, workers, name)
+    decoded = functools.partial(decode, channels=channels, height=height, width=width, interpolation=interpolation)
+    file = store.place(paths, shape, interpolation, cache_dir, name)
+    pixels = store.open_rows(file, store.Rows(decoded, paths, shape, f"decode {name}", workers))
     if cache == "device":
         pixels = np.array(pixels) if device.type == "cpu" else upload(pixels, device)
     return ImageStore(paths, shape, interpolation, cache, device, pixels)
@@ -255,160 +236,3 @@ def upload(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
     for start in range(0, len(pixels), 1024):
         out[start : start + 1024] = torch.from_numpy(np.array(pixels[start : start + 1024]))
     return out
-
-
-def decode(path: str, channels: int, height: int, width: int, interpolation: str) -> np.ndarray:
-    """One image file as uint8 (C, H, W). Raises FileNotFoundError, or ValueError if it cannot be decoded to the last
-    row."""
-    try:
-        with Image.open(path) as image:
-            if channels == 3:
-                image = image.convert("RGB")
-            elif image.mode not in ("P", "L"):
-                raise ValueError(f"a label map needs mode P or L, this has {image.mode}")
-            if image.size != (width, height):
-                image = image.resize((width, height), FILTERS[interpolation])
-            pixels = np.asarray(image, dtype=np.uint8)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image; the data set is incomplete") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path}: cannot be decoded ({error}); replace the file, or list all broken ones with "
-            f"python -m common.datasets check NAME"
-        ) from error
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1).copy()
-
-
-def open_store(
-    paths: list[str],
-    shape: tuple[int, int, int],
-    interpolation: str,
-    cache_dir: str | Path | None,
-    workers: int,
-    name: str,
-) -> np.ndarray:
-    """Memory map (N, C, H, W) of the store file, written first if it is not there; other processes wait for the
-    writer."""
-    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir(paths)
-    stem = name.replace(" ", "-").replace(os.sep, "-")
-    file = folder / f"{stem}-{shape[1]}x{shape[2]}-{store_key(paths, shape, interpolation)[:16]}.npy"
-    if not file.exists():
-        with locked(folder):
-            if not file.exists():
-                write_store(file, paths, shape, interpolation, workers, name)
-    try:
-        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file}: damaged ({error}); delete it, the next run writes it again") from error
-    if pixels.shape != (len(paths), *shape) or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{file}: holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(paths), *shape)}; "
-            f"delete it, the next run writes it again"
-        )
-    return pixels
-
-
-def default_cache_dir(paths: list[str]) -> Path:
-    """.reid_cache in the folder that all paths share, or in the one above if that holds images of the list itself."""
-    parents = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    common = os.path.commonpath(sorted(parents))
-    return Path(os.path.dirname(common) if common in parents else common) / CACHE_FOLDER
-
-
-def store_key(paths: list[str], shape: tuple[int, int, int], interpolation: str) -> str:
-    """Hex SHA-256 of the file list (relative to its common folder), sizes, times of change, geometry, filter and
-    version."""
-    full = [os.path.abspath(path) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in full])
-    digest = hashlib.sha256(json.dumps([STORE_VERSION, *shape, interpolation, len(paths)]).encode())
-    for path in full:
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such image; the data set is incomplete") from None
-        digest.update(json.dumps([os.path.relpath(path, common), status.st_size, status.st_mtime_ns]).encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the cache folder's lock, which the system releases if this process dies. OSError if the folder is not
-    writable."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a", encoding="utf-8")
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"image cache {folder} cannot be written ({error.strerror}); give another folder "
-            f"with --cache-dir, or use --cache off",
-        ) from error
-    with handle:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def write_store(
-    file: Path, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int, name: str
-) -> None:
-    """Decode all images into file: under a temporary name, flushed to disk, then renamed. Removes torn earlier
-    attempts."""
-    for torn in file.parent.glob(f"{file.name}.*.tmp"):
-        torn.unlink()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    needed = len(paths) * int(np.prod(shape))
-    try:
-        with open(temporary, "xb") as out:
-            np.lib.format.write_array_header_1_0(
-                out, {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *shape)}
-            )
-            out.flush()
-            offset = out.tell()
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(out.fileno(), offset, needed)  # a full disk shows here, before the work
-            decode_all(temporary, offset, paths, shape, interpolation, workers, name)
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            f"{file}: no space for {needed:,} bytes; free some, give another folder with "
-            f"--cache-dir, or use --cache off",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def decode_all(
-    file: Path, offset: int, paths: list[str], shape: tuple[int, int, int], interpolation: str, workers: int, name: str
-) -> None:
-    """Decode chunks of images in processes, each written to its place in the file; the first error stops the rest."""
-    size = int(np.prod(shape))
-    chunks = [
-        (file, offset + start * size, paths[start : start + CHUNK], shape, interpolation)
-        for start in range(0, len(paths), CHUNK)
-    ]
-    with tqdm(total=len(paths), desc=f"decode {name}", unit="img", disable=None) as bar:
-        if workers < 2 or len(chunks) < 2:
-            for chunk in chunks:
-                bar.update(write_chunk(*chunk))
-            return
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            try:
-                for done in as_completed([pool.submit(write_chunk, *chunk) for chunk in chunks]):
-                    bar.update(done.result())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-def write_chunk(file: Path, position: int, paths: list[str], shape: tuple[int, int, int], interpolation: str) -> int:
-    """Decode some images and write them at a byte position of the file; returns their number."""
-    pixels = np.stack([decode(path, *shape, interpolation) for path in paths])
-    with open(file, "r+b") as out:
-        out.seek(position)
-        out.write(pixels)
-    return len(paths)

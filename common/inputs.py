@@ -1,6 +1,9 @@
 """What a run reads: the data set its flags name, written first if synthetic, and its decoded images."""
 
 import json
+import operator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,13 +20,66 @@ def dataset(run: Run, name: str, **options) -> datasets.Dataset:
     Raises: FileNotFoundError or ValueError of datasets.load.
     """
     with processes.rank_zero_first(run):
-        folder, size = Path(run.args["data_dir"]), run.args["synthetic"]
+        folder, size = _folder(run), run.args["synthetic"]
         if size:
-            folder = folder / f"synthetic-{size}"
             synthetic.write(name, folder, size=size, workers=run.args["workers"])
         data = datasets.load(name, str(folder), **options)
     runtime.say(run, data.statistics())
     return data
+
+
+def _folder(run: Run) -> Path:
+    size = run.args["synthetic"]
+    return Path(run.args["data_dir"]) / f"synthetic-{size}" if size else Path(run.args["data_dir"])
+
+
+def trained_on(
+    run: Run,
+    data: datasets.Dataset,
+    trained: dict,
+    here: dict | None = None,
+    there: dict | None = None,
+    person: Callable[[datasets.Sample], object] = operator.attrgetter("pid"),
+) -> bool:
+    """Whether a network that is to be measured on `data` was trained, by the flags `trained`, on this data set.
+
+    here, there: the options with which the test and the training load the data set, where it has several splits;
+    person: what tells people apart in all of them.
+    Raises: ValueError if people of query or gallery were trained with.
+    """
+    own, size = _size(data_name(data)), _size(trained.get("data_name", "")) or trained["synthetic"] or ""
+    if datasets.canonical(trained["dataset"]) != data.name or bool(size) != bool(own):
+        return False
+    if size != own:
+        raise ValueError(
+            f"{data.root}: rendered sets of all sizes show the same people, so some of these were trained with; "
+            f"measure with --synthetic {size}, as in the training"
+        )
+    if here != there:
+        _check_people(run, data, here, there, person)
+    return True
+
+
+def _check_people(run: Run, data: datasets.Dataset, here: dict, there: dict, person: Callable) -> None:
+    """Raises ValueError if people of query or gallery are training people of the same data set loaded with `there`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its counts were told in the training
+        try:
+            seen = {person(s) for s in datasets.load(data.name, str(_folder(run)), **there).train}
+        except FileNotFoundError:  # the other split is not on this disk
+            return
+    test = {person(s) for s in data.query + data.gallery if s.pid != -1}
+    if both := test & seen:
+        now, then = (", ".join(f"--{key} {value}" for key, value in options.items()) for options in (here, there))
+        raise ValueError(
+            f"{data.name} {now}: {len(both)} of the {len(test)} people of query and gallery were trained with, as the "
+            f"network comes from {then}; measure with that, or give a network of {now}"
+        )
+
+
+def _size(name: str) -> str:
+    """The size of rendered people in a data set's name; "" for real ones."""
+    return name.partition("-synthetic-")[2]
 
 
 def data_name(data: datasets.Dataset) -> str:
@@ -35,7 +91,7 @@ def data_name(data: datasets.Dataset) -> str:
 
 def _stamp(data: datasets.Dataset) -> dict:
     """Size, seed and version of the renderer that wrote a synthetic data set."""
-    return json.loads((Path(data.root) / "SYNTHETIC").read_text())
+    return json.loads((Path(data.root) / "SYNTHETIC").read_text(encoding="utf-8"))
 
 
 def describe(data: datasets.Dataset) -> dict:
@@ -83,6 +139,7 @@ def extract(
         amp=run.args["amp"],
         rank=run.rank,
         world_size=run.world_size,
+        workers=run.args["workers"],
     )
 
 

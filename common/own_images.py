@@ -12,6 +12,7 @@ Every file is written under a temporary name and renamed, after all images were 
 import csv
 import io
 import json
+import os
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from common import distances, evaluation, images, transforms, visualize
 from common.checkpoints import replace
-from common.datasets.base import SUFFIXES
+from common.datasets import files
 
+RANKING = ("ranking.csv", "ranking.png")
 SHOWN_QUERIES, SHOWN_RANKS = 8, 10  # of ranking.png
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")  # a name that says who and which camera, as in Market-1501
 TOLERANCE = 1e-4  # between a network and its exported program
@@ -66,8 +68,8 @@ def add_flags(parser: ArgumentParser, query: bool = True) -> None:
     """Flags for one's own images; without `query` the script has a --query of its own."""
     group = parser.add_argument_group("your own images", "folders of images, searched in depth; no data set is needed")
     if query:
-        group.add_argument("--query", metavar="DIR", help="folder of images to look for in --gallery")
-    group.add_argument("--gallery", metavar="DIR", help="folder of images to rank for each query")
+        group.add_argument("--query", metavar="PATH", help="folder of images, or one image, to look for in --gallery")
+    group.add_argument("--gallery", metavar="PATH", help="folder of images to rank for each query")
     group.add_argument("--top", type=int, default=100, metavar="N", help="ranks a query in ranking.csv; 0: all")
     group.add_argument(
         "--export-features", metavar="PATH", help="write PATH/features.npy and .jsonl, or to PATH if it ends in .npy"
@@ -78,9 +80,9 @@ def add_flags(parser: ArgumentParser, query: bool = True) -> None:
 def check(parser: ArgumentParser, args: Namespace) -> None:
     """End the process with one sentence for flags that do not fit together."""
     if args.query and not args.gallery:
-        parser.error("--query DIR needs --gallery DIR")
+        parser.error("--query PATH needs --gallery PATH")
     if args.gallery and not (args.query or args.export_features):
-        parser.error("--gallery DIR needs --query DIR, or --export-features PATH to describe one folder")
+        parser.error("--gallery PATH needs --query PATH, or --export-features PATH to describe one folder")
     if args.export and not args.export.endswith(".pt2"):
         parser.error(f"--export {args.export}: the name must end in .pt2")
     if args.top < 0:
@@ -130,13 +132,20 @@ def run(
 
 
 def listed(flag: str, folder: str) -> list[str]:
-    """The image files under a folder, sorted by path. Raises: FileNotFoundError if there are none."""
+    """The images under a folder by relative path, or the one image that is named. Raises: FileNotFoundError."""
+    if Path(folder).is_file():
+        return [folder]
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{flag} {folder}: no such folder")
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        raise FileNotFoundError(f"{flag} {folder}: no such folder or image")
+    found = files.images(folder, ours=is_result)
     if not found:
-        raise FileNotFoundError(f"{flag} {folder}: no image ({', '.join(SUFFIXES)}) in it")
-    return [str(path) for path in found]
+        raise FileNotFoundError(f"{flag} {folder}: no image in it")
+    return found
+
+
+def is_result(path: str) -> bool:
+    """Whether an image is the picture of an earlier ranking, which lies beside its list."""
+    return Path(path).name == RANKING[1] and Path(path).with_name(RANKING[0]).is_file()
 
 
 def known_ids(path: str) -> dict[str, int]:
@@ -155,15 +164,16 @@ def rank(out: Path, query: list[str], gallery: list[str], q: Tensor, g: Tensor, 
     for name, places, row in zip(query, indices[:, : top or None], values):
         writer.writerows([name, k + 1, gallery[i], f"{row[k]:.6f}"] for k, i in enumerate(places))
     out.mkdir(parents=True, exist_ok=True)
-    replace(out / "ranking.csv", lambda file: file.write(text.getvalue().encode()))
+    list_file, sheet = (out / name for name in RANKING)
+    replace(list_file, lambda file: file.write(os.fsencode(text.getvalue())))  # names byte for byte
     rows = [
-        [visualize.Cell(query[n], visualize.BLUE, Path(query[n]).name[:24])]
+        [visualize.Cell(query[n], visualize.BLUE, files.shown(Path(query[n]).name)[:24])]
         + [_cell(query[n], gallery[i], value) for i, value in zip(indices[n, :SHOWN_RANKS], values[n])]
         for n in range(min(len(query), SHOWN_QUERIES))
     ]
     titles = ["query", *(f"rank {k + 1}" for k in range(min(shown, SHOWN_RANKS)))]
-    visualize.grid(out / "ranking.png", rows, column_titles=titles, gap_after=1)
-    print(f"ranking: {len(query)} queries, {len(gallery)} gallery images: {out / 'ranking.csv'}, {out / 'ranking.png'}")
+    visualize.grid(sheet, rows, column_titles=titles, gap_after=1)
+    print(files.shown(f"ranking: {len(query)} queries, {len(gallery)} gallery images: {list_file}, {sheet}"))
 
 
 def _cell(query: str, image: str, distance: float) -> visualize.Cell:
@@ -186,7 +196,7 @@ def write_features(path: str | Path, feats: Tensor, rows: Sequence[dict]) -> Non
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     replace(file.with_suffix(".jsonl"), lambda out: out.write(lines.encode()))
     replace(file, lambda out: np.save(out, feats.float().cpu().numpy()))
-    print(f"features: {file} {tuple(feats.shape)}, {file.with_suffix('.jsonl')}")
+    print(files.shown(f"features: {file} {tuple(feats.shape)}, {file.with_suffix('.jsonl')}"))
 
 
 def sample_rows(data) -> list[dict]:
@@ -223,6 +233,6 @@ def export(descriptor: nn.Module, size: tuple[int, int], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, lambda file: file.write(content.getbuffer()))
     print(
-        f"program: {path}, uint8 RGB (B, 3, {size[0]}, {size[1]}) -> (B, {network(pixels).shape[1]}), "
+        f"program: {files.shown(path)}, uint8 RGB (B, 3, {size[0]}, {size[1]}) -> (B, {network(pixels).shape[1]}), "
         f"loaded back, max abs difference {difference:.1e}"
     )

@@ -4,10 +4,18 @@
 """
 
 import contextlib
+import datetime
+import functools
 import inspect
 
 import torch
 import torch.distributed as dist
+
+
+def say(run, text: str) -> None:
+    """Print on rank 0."""
+    if run.main:
+        print(text, flush=True)
 
 
 def barrier(run) -> None:
@@ -17,12 +25,22 @@ def barrier(run) -> None:
 
 @contextlib.contextmanager
 def rank_zero_first(run):
-    """Rank 0 runs the block (writes a cache), then the others do (and find it)."""
+    """Rank 0 runs the block (writes a cache), then the others do (and find it), however long rank 0 takes."""
+    if run.world_size == 1:
+        yield
+        return
+    group = _patient_group()
     if not run.main:
-        barrier(run)
+        dist.barrier(group)
     yield
     if run.main:
-        barrier(run)
+        dist.barrier(group)
+
+
+@functools.cache
+def _patient_group():
+    """All ranks, waiting on the CPU for up to a week: decoding millions of images outlasts the default group's hour."""
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
 
 
 def gather(run, tensor: torch.Tensor) -> torch.Tensor:
@@ -88,12 +106,10 @@ def gather_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
-    """The model, compiled if asked, in DistributedDataParallel if there are several ranks. BatchNorm: batchnorm.py."""
-    if run.args["compile"]:
-        model = torch.compile(model)
-    if run.world_size == 1:
-        return model
-    ids = [run.device.index] if run.device.type == "cuda" else None
-    ddp = torch.nn.parallel.DistributedDataParallel
-    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # broadcast_buffers is going away
-    return ddp(model, device_ids=ids, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
+    """The model, in DistributedDataParallel if there are several ranks, compiled if asked. BatchNorm: batchnorm.py."""
+    if run.world_size > 1:
+        ids = [run.device.index] if run.device.type == "cuda" else None
+        ddp = torch.nn.parallel.DistributedDataParallel
+        newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # broadcast_buffers is going away
+        model = ddp(model, device_ids=ids, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
+    return torch.compile(model) if run.args["compile"] else model  # outermost, so that it cuts where DDP reduces

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,11 @@ import torchvision
 import yaml
 
 from common.checkpoints import replace
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 SCHEMA = 1
 ROW_KEYS = {"paper", "args", "script", "needs", "note"}
@@ -27,7 +33,7 @@ def load_rows(project_dir: Path) -> dict[str, dict]:
     path = Path(project_dir) / "experiments.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: every project lists its rows there")
-    rows = yaml.safe_load(path.read_text()) or {}
+    rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for name, row in rows.items():
         unknown = set(row) - ROW_KEYS
         if unknown:
@@ -93,10 +99,22 @@ def environment() -> dict:
     }
 
 
+def peak_mib() -> float | None:
+    """The most memory that this process has held, in MiB; None on Windows, where Python has no count of it."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, the others KiB
+
+
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
         if info.is_file()
         else []
     )
@@ -109,7 +127,9 @@ def git_state(root: Path) -> dict:
         return {"commit": None, "dirty": None}
 
     def git(*words):
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
 
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--", ".", ":!results")

@@ -9,12 +9,10 @@ import contextlib
 import datetime
 import os
 import random
-import resource
 import shlex
 import signal
 import sys
 import time
-import traceback
 import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -24,7 +22,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import checkpoints, processes, records
+from common import commandline, log_folder, records
+from common.commandline import words  # noqa: F401 re-exported
 from common.flags import (  # noqa: F401 some are re-exported
     AMP_DTYPES,
     PLACES,
@@ -36,6 +35,8 @@ from common.flags import (  # noqa: F401 some are re-exported
     parse,
     variants,
 )
+from common.log_folder import Finished, bare, claim, open_log, resume, save  # noqa: F401 some are re-exported
+from common.processes import say  # noqa: F401 re-exported
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Run:
     started: float
     spent: float = 0.0  # seconds of earlier lives of this run, from the checkpoint
     extra: dict = field(default_factory=dict)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)  # the log folder's lock
 
     @property
     def seed(self) -> int:
@@ -76,6 +78,7 @@ def start(args: Namespace, project: str) -> Run:
     Mutates global state once: torch seeds and backend flags, signal handlers, the default process group.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    log_folder.forget()
     rank, world_size, local = (
         int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -115,36 +118,23 @@ def _join(backend: str, timeout: datetime.timedelta) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def open_log(run: Run, data_name: str) -> None:
-    """Name the run's folders after its data: <logs>/<project>/<data>/<row>/seed<k>, and the same for its result."""
-    where = Path(run.project) / data_name / run.row
-    run.args["data_name"] = data_name
-    run.log_dir, run.results_dir = run.log_dir / where / f"seed{run.seed}", run.results_dir / where
-    if run.main:
-        run.log_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.remove_temporary(run.log_dir)
-    processes.barrier(run)
-    say(
-        run,
-        f"{run.project} {run.row} on {data_name}, seed {run.seed}: {run.world_size} process(es) on {run.device.type}; "
-        f"log in {run.log_dir}",
-    )
-
-
 def execute(main, args: Namespace) -> None:
-    """Call main(args); a known error ends the process with one sentence and status 1, its traceback goes to a file."""
+    """Call main(args); a known error ends the process with one sentence and status 1, its traceback goes to a file.
+
+    A run that is finished already is said in one line, with status 0: what the command asks for is there.
+    """
+    commandline.console()
     warnings.formatwarning = _one_line
     try:
         main(args)
-    except (ValueError, FileNotFoundError, OSError) as error:
-        note = Path(args.logs_dir) / f"error-rank{os.environ.get('RANK', 0)}.txt"
-        with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(traceback.format_exc())
-        print(f"error: {error} (details: {note})", file=sys.stderr, flush=True)
+    except Finished as done:
+        if os.environ.get("RANK", "0") == "0":
+            print(done, flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}{log_folder.keep_traceback()}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # do not wait for other ranks: torchrun ends them
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -152,12 +142,6 @@ def _one_line(message, category, filename, lineno, line=None) -> str:
     """What a user should know, without the line of code that says it; where it stands for warnings of libraries."""
     where = "warning" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}"
     return f"{where}: {message}\n"
-
-
-def say(run: Run, text: str) -> None:
-    """Print on rank 0."""
-    if run.main:
-        print(text, flush=True)
 
 
 def _plain(args: Namespace) -> dict:
@@ -226,86 +210,7 @@ def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.
     grad_scaler.update()
 
 
-# ----------------------------------------------------------------------------------------------------- checkpoints, log
-
-
-def resume(run: Run, model, optimizer, scheduler, grad_scaler=None) -> int:
-    """The epoch to start from: 0, or what the checkpoint named by --resume says; mutates all arguments accordingly.
-
-    A fresh run saves its epoch 0 at once, so that a full disk shows before hours of training.
-    Raises: ValueError for an unreadable checkpoint, other method flags, or without --resume an unfinished run in the
-        log folder.
-    """
-    newest = checkpoints.newest(run.log_dir)
-    path = newest if run.args["resume"] == "auto" else Path(run.args["resume"]) if run.args["resume"] else None
-    if path is None:
-        if newest is not None and 0 < checkpoints.epoch_of(newest) < run.args["epochs"]:
-            raise ValueError(
-                f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir}, "
-                "or choose another --logs-dir"
-            )
-        processes.barrier(run)  # nobody still looks at the old files
-        if run.main:
-            checkpoints.clear(run.log_dir)
-            (run.log_dir / "log.jsonl").unlink(missing_ok=True)
-        save(run, 0, model, optimizer, scheduler, grad_scaler)
-        return 0
-    state = checkpoints.read(path)
-    _same_method(run, state["args"], path)
-    checkpoints.fit(bare(model), state["state_dict"], path)
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    if grad_scaler is not None and state["scaler"]:
-        grad_scaler.load_state_dict(state["scaler"])
-    run.extra, run.spent = state["extra"], state["wall_s"]
-    if run.main:
-        records.trim_log(run.log_dir / "log.jsonl", state["epoch"])
-    say(run, f"continuing after epoch {state['epoch']} from {path}")
-    return state["epoch"]
-
-
-def _same_method(run: Run, stored: dict, path: Path) -> None:
-    now, before = ({k: v for k, v in a.items() if k not in RUN_FLAGS} for a in (run.args, stored))
-    wrong = [
-        f"--{k.replace('_', '-')} {before.get(k)} -> {now.get(k)}"
-        for k in sorted(now.keys() | before.keys())
-        if now.get(k) != before.get(k)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} was written with other flags: {', '.join(wrong)}; use the same flags, or another --logs-dir for a "
-            "new run"
-        )
-    for key in sorted(RUN_FLAGS - {"resume", "row"}):
-        if run.args.get(key) != stored.get(key):
-            say(run, f"note: --{key.replace('_', '-')} was {stored.get(key)} and is {run.args.get(key)} now")
-
-
-def save(run: Run, epoch: int, model, optimizer, scheduler, grad_scaler=None, stats: dict | None = None) -> None:
-    """Write the state after `epoch` epochs, on rank 0: the log line, then the checkpoint, whole or not at all."""
-    if not run.main:
-        return
-    if stats is not None:
-        records.append_log(run.log_dir / "log.jsonl", {"epoch": epoch, **stats})
-    state = {
-        "schema": checkpoints.SCHEMA,
-        "state_dict": bare(model).state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "scaler": grad_scaler.state_dict() if grad_scaler is not None else {},
-        "epoch": epoch,
-        "args": run.args,
-        "extra": run.extra,
-        "wall_s": run.spent + time.time() - run.started,
-    }
-    checkpoints.write(run.log_dir, epoch, state)
-
-
-def bare(model: torch.nn.Module) -> torch.nn.Module:
-    """The module inside DistributedDataParallel and torch.compile."""
-    while hasattr(model, "module") or hasattr(model, "_orig_mod"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
-    return model
+# ------------------------------------------------------------------------------------------------------- result file
 
 
 def record(
@@ -313,17 +218,15 @@ def record(
 ) -> Path:
     """Write the result file of a finished run (fields: results/README.md) and its log on rank 0; returns the path.
 
+    The log folder is then free for other commands.
+
     Args: metrics flat name -> number, retrieval metrics as fractions; data {name, kind, images, ids, cams, digest}.
     """
     path = run.results_dir / f"seed{run.seed}.json"
     if not run.main:
         return path
     gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
-    peak = (
-        torch.cuda.max_memory_allocated(run.device) / 2**20
-        if gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if gpu else records.peak_mib()
     result = {
         "schema": records.SCHEMA,
         "project": run.project,
@@ -345,9 +248,10 @@ def record(
             "batch_per_gpu": run.args.get("batch_size", 0) // run.world_size or None,
         },
         "wall_s": round(run.spent + time.time() - run.started, 1),
-        "peak_mib": round(peak, 1),
+        "peak_mib": peak and round(peak, 1),
     }
     records.write_result(path, result, run.log_dir / "log.jsonl")
+    run.held.close()
     return path
 
 

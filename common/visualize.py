@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from common import pixels
 from common.checkpoints import replace
 
 GREEN, RED, BLUE = (22, 150, 72), (214, 39, 40), (38, 84, 160)  # match, mismatch, query
@@ -48,8 +49,7 @@ class Curve(NamedTuple):
 def picture(image) -> Image.Image:
     """The image as PIL RGB. Raises: ValueError for another shape, type or range."""
     if isinstance(image, (str, Path)):
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
+        return pixels.read(image)
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, torch.Tensor):

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="which images or queries")
     add_data_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
         parser.error(f"{args.figure} needs --checkpoint")
     return args
@@ -197,5 +197,4 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
     add_data_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -85,6 +85,14 @@ def open_test(args: Namespace, trained: dict) -> tuple:
     return run, data, inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
 
 
+def check_unseen(run, data, trained: dict) -> str:
+    """What a number on `data` must say of the network's training; ValueError if it saw people of the test."""
+    here, there = ({"split": split} if split else {} for split in (run.args["split"], trained["split"]))
+    if inputs.trained_on(run, data, trained, here, there) and here != there:
+        return f" ({run.args['split']} boxes, trained with {trained['split']} ones)"
+    return ""
+
+
 def main(args):
     model, trained, file = load_network(args.checkpoint)
     wanted = {"simam": trained["simam"], "parts": trained["parts"]}
@@ -95,17 +103,22 @@ def main(args):
         descriptor = own_images.Descriptor(embedding, flip=True, after=lambda raw: embedding.descriptors(raw)["H"])
         return own_images.run(args, descriptor, (trained["height"], trained["width"]), Path(args.out or file.parent))
     run, data, store = open_test(args, trained)
+    remark = check_unseen(run, data, trained)
     model = model.to(run.device, memory_format=torch.channels_last)
     feats = features(run, model, store)
     found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
-    name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}"
+    name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}{remark}"
     for descriptor, metrics in found.items():
         report(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]})", metrics)
     runtime.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
     h, q = feats["H"], len(data.query)
     ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     if args.re_rank:
-        report(run, "after re-ranking", evaluation.rank_metrics_from_distances(jaccard.re_rank(h[:q], h[q:]), *ids))
+        report(
+            run,
+            f"{name}, after re-ranking",
+            evaluation.rank_metrics_from_distances(jaccard.re_rank(h[:q], h[q:]), *ids),
+        )
     if not run.main:
         return
     out = Path(args.out or file.parent)
@@ -136,5 +149,4 @@ def draw_rank_list(path, data, feats, shown, ids, k, title=""):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

@@ -302,19 +302,11 @@ def before_training(run, model, data, store) -> dict:
     return found
 
 
-def check_unfinished(run, plan):
-    """Raises ValueError for a --resume from another variant, or a run that stopped in a later stage without --resume.
-
-    runtime.resume itself looks at --epochs alone.
-    """
-    newest, wanted = checkpoints.newest(run.log_dir), run.args["resume"]
-    if wanted is None and newest is not None and plan.epochs <= checkpoints.epoch_of(newest) < plan.total:
-        raise ValueError(
-            f"{newest} belongs to an unfinished run; add --resume to continue it, or delete {run.log_dir},"
-            f" or choose another --logs-dir"
-        )
-    source = newest if wanted == "auto" else wanted
-    if wanted is not None and source is not None:
+def check_resumed(run):
+    """Raises ValueError for a --resume from another variant, which says more than that flags differ."""
+    wanted = run.args["resume"]
+    source = checkpoints.newest(run.log_dir) if wanted == "auto" else wanted
+    if source is not None:
         check_variant(source, checkpoints.read(source)["args"], run.args["simam"], run.args["parts"])
 
 
@@ -330,8 +322,8 @@ def main(args):
     grad_scaler, augment = runtime.scaler(run), make_augment(args)
     if args.weights == "none":
         calibrate(run, model, store)
-    check_unfinished(run, plan)
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    check_resumed(run)
+    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler, epochs=plan.total)
     if "before" not in run.extra:
         run.extra.update(before_training(run, model, data, test_store))
     for name in ("histogram", "before"):

@@ -1,11 +1,8 @@
 """Image stores of this project: LUPerson's LMDB, a seeded subset, corrupted copies for the -C benchmarks."""
 
-import io
-
 import numpy as np
-from PIL import Image
 
-from common import images, inputs, runtime
+from common import images, inputs, pixels, runtime
 from common.datasets import luperson
 from dapg import corruptions
 
@@ -35,9 +32,8 @@ class LmdbStore(images.ImageStore):
     """Images whose files are values of an LMDB, decoded in the loader's processes."""
 
     def decode(self, index: int) -> np.ndarray:
-        with Image.open(io.BytesIO(luperson.read(self.paths[index]))) as image:
-            size = (self.width, self.height)
-            return np.asarray(image.convert("RGB").resize(size, images.FILTERS[self.interpolation])).transpose(2, 0, 1)
+        path, size = self.paths[index], (self.channels, self.height, self.width)
+        return pixels.decode(path, *size, self.interpolation, luperson.content(path))
 
 
 class CorruptedStore(images.ImageStore):

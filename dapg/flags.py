@@ -104,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     optim.add_argument("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
     runtime.add_run_flags(parser)
     parser.set_defaults(weights=None)
-    return runtime.parse(parser, "dapg", argv, complete)
+    return runtime.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))
 
 
 def complete(args: Namespace) -> Namespace:

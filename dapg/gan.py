@@ -180,6 +180,7 @@ def run_generate(args, run) -> None:
     network, poses, digest, settings = load_generator(args)
     more = market.gallery if args.settings["market_split"] == "all" else []
     samples = market.train + [s for s in more if s.pid >= 0]
+    runtime.claim(run)
     folder = run.log_dir / "generated" / digest
     folder.mkdir(parents=True, exist_ok=True)
     height, width = settings["height"], settings["width"]

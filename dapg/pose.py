@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoints
+from common import checkpoints, pixels
+from common.datasets import lists
 from common.synthetic import layouts, render
 
 LIMBS = (
@@ -92,7 +93,7 @@ def from_coco(points: np.ndarray) -> np.ndarray:
 
 def from_openpose_json(path: Path, width: int, height: int) -> np.ndarray | None:
     """The first person of an OpenPose file, 18 points or BODY-25; None without a person. Raises: ValueError."""
-    people = json.loads(Path(path).read_text()).get("people", [])
+    people = lists.read_json(path).get("people", [])
     if not people:
         return None
     values = np.array(people[0].get("pose_keypoints_2d", []), np.float32)
@@ -173,8 +174,7 @@ def openpose_folder(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
     for path in map(Path, paths):
         for name in (f"{path.stem}_keypoints.json", f"{path.stem}.json"):
             if (folder / name).is_file():
-                height, width = cv2.imread(str(path)).shape[:2]
-                pose = from_openpose_json(folder / name, width, height)
+                pose = from_openpose_json(folder / name, *pixels.size(path))
                 if pose is not None:
                     poses[path.name] = pose
     if not poses:
@@ -201,7 +201,7 @@ def detect(paths: list[str], weights: str, device, threshold: float = 0.0) -> di
     model = detector(weights).to(device).eval()
     poses = {}
     for path in tqdm(paths, desc="Keypoint R-CNN", disable=None):
-        image = cv2.imread(path)[..., ::-1].copy()
+        image = np.array(pixels.read(path))
         with torch.inference_mode():
             found = model([torch.from_numpy(image).permute(2, 0, 1).float().to(device) / 255])[0]
         if len(found["scores"]):

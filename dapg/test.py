@@ -21,6 +21,7 @@ import torch
 
 from common import checkpoints, inputs, own_images, runtime, visualize
 from dapg import agw, corruptions, downstream, gan, noise, pose
+from dapg.data import open_store
 from dapg.flags import variants
 from dapg.pretrain import Views
 from results import schema
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
             + ("; --export writes this one" if part == "gallery" else ""),
         )
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     if (args.checkpoint is None) == (args.figure is None):
         parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
@@ -120,19 +121,32 @@ def evaluate(args) -> None:
         }
     )
     run = runtime.start(merged, "dapg")
-    data = downstream.Data(merged, run).open(merged, run)
+    data = downstream.Data(merged, run)
+    check_unseen(run, data, trained)
+    data.open(merged, run)
     if args.export_features and run.main:
         export_features(args.export_features, run, network.to(run.device), data, merged.stage)
     types = [args.corruption] if args.corruption else [t for t in corruptions.BENCH20 if t not in args.noise_exclude]
     single = args.corruption is not None or args.severity is not None
     chosen = downstream.choose(types, args.severity or 0, args.draws)
     metrics = downstream.evaluate(run, network.to(run.device), data, merged.stage, clean=not single, chosen=chosen)
+    split = f" split {data.split}" if data.split else ""
     runtime.say(
         run,
-        f"{file.name} on {inputs.data_name(data.data)}; -C with {', '.join(types)}, severity "
+        f"{file.name} on {inputs.data_name(data.data)}{split}; -C with {', '.join(types)}, severity "
         f"{args.severity or '1..5'}, {args.draws} draws",
     )
     downstream.show(run, metrics)
+
+
+def check_unseen(run, data: downstream.Data, trained: Namespace) -> None:
+    """Raises ValueError if the network was trained with people of the test: RegDB's splits share theirs.
+
+    Its pids are labels that each split counts anew, so the folder of an image tells who it is.
+    """
+    there = getattr(trained, "split", None) or trained.seed % 10 + 1
+    options = ({"split": data.split}, {"split": there}) if trained.dataset == "regdb" else ()
+    inputs.trained_on(run, data.data, vars(trained), *options, person=lambda s: Path(s.path).parent.name)
 
 
 def figure1(size: str | None, out: Path) -> Path:
@@ -182,7 +196,7 @@ def figure3(args, out: Path) -> Path:
     """Fig. 3: clean view, x_q, x_1, x_2, x_mix of six images, with the noises and severities that were drawn."""
     run, samples = opened(args, "luperson")
     chosen = samples[:: max(1, len(samples) // 6)][:6]
-    store = inputs.open_images(run, chosen, 256, 128, "figure 3")
+    store = open_store(run, chosen, 256, 128, "figure 3")
     pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
     draw = noise.draw_noise(len(chosen), np.random.default_rng(0))

@@ -8,18 +8,15 @@ float (h, w, 6) scores, resized bilinearly with aligned corners, then argmax.
 """
 
 import hashlib
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm import tqdm
 
-from common import images
+from common import pixels, store
 from common.checkpoints import replace
 from common.datasets.prcc import ATR_TO_SIX, MASK_FORMATS
 
@@ -69,22 +66,14 @@ def read_parts(path: str, mask_format: str, image: str | None = None) -> np.ndar
     Raises: ValueError naming the file for what is no label map, labels outside the format, or another size.
     """
     try:
-        with Image.open(path) as file:
-            if file.mode not in ("P", "L"):
-                raise ValueError(f"a label map has mode P or L, this has {file.mode}")
-            labels = np.array(file)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        labels = pixels.labels(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"mask {error}; write it again with python -m pixel_sampling.parse") from error
+    if image is not None and (size := pixels.size(image)) != labels.shape[::-1]:
         raise ValueError(
-            f"mask {path}: cannot be read ({error}); write it again with python -m pixel_sampling.parse"
-        ) from error
-    if image is not None:
-        with Image.open(image) as file:
-            size = file.size
-        if size != labels.shape[::-1]:
-            raise ValueError(
-                f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; "
-                f"{mask_format} masks have the size of their image: write it with python -m pixel_sampling.parse"
-            )
+            f"mask {path} is {labels.shape[1]}x{labels.shape[0]} but its image is {size[0]}x{size[1]}; "
+            f"{mask_format} masks have the size of their image: write it with python -m pixel_sampling.parse"
+        )
     known = LABELS[mask_format]
     if labels.max(initial=0) >= known:
         hint = (
@@ -123,9 +112,9 @@ def decode(path: str | None, image: str, mask_format: str, height: int, width: i
 class MaskStore:
     """Six-part maps of a list of samples, addressed by index; made by open_masks. `missing` counts absent files."""
 
-    def __init__(self, samples: list, height: int, width: int, mask_format: str, device: torch.device, pixels):
+    def __init__(self, samples: list, height: int, width: int, mask_format: str, device: torch.device, maps):
         self.samples, self.shape, self.mask_format, self.device = samples, (height, width), mask_format, device
-        self.pixels = pixels  # (N, H, W) memory map | tensor on the device | None: decode at every use
+        self.pixels = maps  # (N, H, W) memory map | tensor on the device | None: decode at every use
         self.missing = sum(s.mask is None for s in samples)
 
     def __len__(self) -> int:
@@ -188,44 +177,21 @@ def open_masks(
             "their clothes stay unchanged",
             stacklevel=2,
         )
-    device, pixels = torch.device(device), None
+    device, maps = torch.device(device), None
     if cache != "off":
-        pixels = open_store(samples, found, height, width, mask_format, cache_dir, workers, name)
-        pixels = torch.from_numpy(np.array(pixels)).to(device) if cache == "device" else pixels
-    return MaskStore(samples, height, width, mask_format, device, pixels)
+        maps = open_store(samples, found, height, width, mask_format, cache_dir, workers, name)
+        maps = torch.from_numpy(np.array(maps)).to(device) if cache == "device" else maps
+    return MaskStore(samples, height, width, mask_format, device, maps)
 
 
 def open_store(
     samples: list, found: list, height: int, width: int, mask_format: str, cache_dir, workers: int, name: str
 ) -> np.ndarray:
     """Memory map (N, H, W) of the store file, written first if it is not there."""
-    paths = [s.mask for s in found]
     present = hashlib.sha256(bytes(s.mask is not None for s in samples)).hexdigest()
-    folder = Path(cache_dir) if cache_dir else images.default_cache_dir(paths)
-    key = images.store_key(paths, (1, height, width), f"{mask_format} {present}")
-    file = folder / f"{name.replace(' ', '-').replace(os.sep, '-')}-{height}x{width}-{key[:16]}.npy"
-    with images.locked(folder):
-        if not file.exists():
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            try:
-                write_store(temporary, samples, height, width, mask_format, workers, name)
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    file = store.place([s.mask for s in found], (1, height, width), f"{mask_format} {present}", cache_dir, name)
 
+    def make(sample) -> np.ndarray:
+        return decode(sample.mask, sample.path, mask_format, height, width)
 
-def write_store(file: Path, samples: list, height: int, width: int, mask_format: str, workers: int, name: str) -> None:
-    """Decode all masks into a new .npy file; the first error ends it."""
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(samples), height, width))
-    with (
-        ThreadPoolExecutor(max(1, workers)) as pool,
-        tqdm(total=len(samples), desc=f"decode {name}", unit="mask", disable=None) as bar,
-    ):
-        for start in range(0, len(samples), 512):
-            part = samples[start : start + 512]
-            maps = pool.map(lambda s: decode(s.mask, s.path, mask_format, height, width), part)
-            for row, labels in enumerate(maps, start):
-                out[row] = labels
-            bar.update(len(part))
-    out.flush()
+    return store.open_rows(file, store.Rows(make, samples, (height, width), f"decode {name}", workers, threads=True))

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from common import visualize
-from common.datasets.base import SUFFIXES
+from common import pixels, visualize
+from common.datasets import files
 from pixel_sampling import schp
 from pixel_sampling.masks import LUT, PARTS, palette, write_labels
 
@@ -36,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png"
     )
     parser.add_argument("-b", "--batch-size", type=int, default=16)
-    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that read and write images")
+    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that read and write images, at least one")
     parser.add_argument(
         "--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with"
     )
@@ -51,31 +50,35 @@ def folders(root: Path, out: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError(f"no folder {root}; give --root a folder of images")
     if out is None and source == root:
         raise ValueError(f"{root} is no PRCC tree; say with --out where the masks shall go")
+    if out is not None and Path(out).resolve() == source.resolve():
+        raise ValueError(
+            f"--out {out} is the folder of the images; give the masks a folder of their own, even inside it"
+        )
     return source, Path(out) if out else source.parent / "mask"
 
 
 def listed(source: Path, out: Path) -> list[tuple[Path, Path]]:
     """(image, mask) paths, sorted, without images below `out`. Raises: ValueError for none, or two for one mask."""
-    images = sorted(
-        p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and out.resolve() not in p.resolve().parents
-    )
+    images = map(Path, files.images(source, without=out))
     pairs = [(image, (out / image.relative_to(source)).with_suffix(".png")) for image in images]
     if not pairs:
-        raise ValueError(f"{source} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{source} holds no image")
     seen: dict[Path, Path] = {}
     for image, mask in pairs:
         if seen.setdefault(mask, image) != image:
-            raise ValueError(f"{image} and {seen[mask]} would both be written to {mask}; rename one")
+            raise ValueError(
+                f"{image} and {seen[mask]} would both be written to {mask}; parse one of them from a folder of "
+                "its own (links will do)"
+            )
     return pairs
 
 
 def read(path: Path) -> torch.Tensor | str:
     """The image uint8 (3, H, W), or a sentence on why it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        return f"{path}: cannot be decoded ({error})"
+        return torch.from_numpy(np.array(pixels.read(path))).permute(2, 0, 1)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def network(ckpt: str, device: torch.device) -> schp.SCHP:
@@ -128,8 +131,7 @@ def write_all(net, pairs: list[tuple[Path, Path]], args: Namespace) -> tuple[np.
 
 def overlay(image: Path, mask: Path) -> np.ndarray:
     """The image half covered by the colours of its mask, uint8 (H, W, 3); white below what is wider than 2 : 1."""
-    with Image.open(image) as photo, Image.open(mask) as labels:
-        mixed = 0.5 * np.asarray(photo.convert("RGB")) + 0.5 * palette(18)[np.array(labels)]
+    mixed = 0.5 * np.asarray(pixels.read(image)) + 0.5 * palette(18)[pixels.labels(mask)]
     height, width = mixed.shape[:2]
     below = ((0, max(0, width // 2 - height)), (0, 0), (0, 0))
     return np.pad(mixed.round().astype(np.uint8), below, constant_values=255)
@@ -150,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         source, out = folders(Path(args.root), args.out)
         pairs = listed(source, out)
         todo = [(image, mask) for image, mask in pairs if not mask.is_file()]
-        print(f"{len(pairs)} images under {source}, {len(pairs) - len(todo)} have a mask under {out}")
+        masked = len(pairs) - len(todo)
+        print(f"{len(pairs)} images under {files.shown(source)}, {masked} have a mask under {files.shown(out)}")
         faults: list[str] = []
         if todo:
             net = network(args.ckpt, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -159,14 +162,14 @@ def main(argv: list[str] | None = None) -> int:
             print("per cent of pixels: " + ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares)))
         done = [(image, mask) for image, mask in pairs if mask.is_file()]
         if args.overlays and done:
-            print("overlays:", draw_overlays(out / "overlays.png", done, args.overlays))
+            print("overlays:", files.shown(draw_overlays(out / "overlays.png", done, args.overlays)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if faults:
         print(
             "\n".join(
-                [*faults, f"error: {len(faults)} of {len(todo)} images cannot be decoded; replace them and run again"]
+                [*faults, f"error: {len(faults)} of {len(todo)} images were not read; replace them and run again"]
             ),
             file=sys.stderr,
         )

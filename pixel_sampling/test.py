@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--out", help="folder for the ranking of your own images (default: beside the checkpoint)")
     add_data_flags(parser)
     own_images.add_flags(parser, query=False)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     if args.gallery is None and args.query not in (*QUERIES, "both"):
         parser.error(f"--query {args.query}: choose cross, same or both, or give a folder together with --gallery")
     own = {"query": args.query if args.gallery and args.query != "both" else None}
@@ -108,6 +108,8 @@ def open_test(args, trained: dict):
     flags["synthetic"] = None if args.real else flags["synthetic"]
     run, head = runtime.start(Namespace(**flags), "pixel_sampling"), trained["arch"].startswith("head")
     data = inputs.dataset(run, flags["dataset"], **({"mask_format": flags["mask_format"]} if head else {}))
+    if "data_name" in trained:  # bare weights do not say what they were trained with
+        inputs.trained_on(run, data, trained)
     samples, size = data.query + data.gallery, (flags["height"], flags["width"])
     store = inputs.open_images(run, samples, *size, name=f"{data.name} test", interpolation="bilinear")
     if head:
@@ -178,5 +180,4 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

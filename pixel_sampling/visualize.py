@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which images are drawn")
     parser.add_argument("--out", default="figures", help="folder for the pictures")
     add_data_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     least, most = (4, 26) if args.figure == 1 else (1, 1000)
     if not least <= args.number <= most:
         parser.error(f"figure {args.figure} takes --number {least} to {most}")
@@ -293,5 +293,4 @@ def main(args):
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

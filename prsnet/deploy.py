@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
     parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
     runtime.add_run_flags(parser)
-    return runtime.parse(parser, "prsnet", argv)
+    return runtime.parse(parser, "prsnet", argv, files=("checkpoint",))
 
 
 def random_encoder(size: str, seed: int = 0) -> Encoder:

@@ -3,6 +3,7 @@
 Flags left out take the preset's value; a flag that is given wins.
 """
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -16,20 +17,25 @@ VARIANTS = {  # rare switches of the decision table in README.md; the paper's pr
     "neck": ("clean", "polluted"),  # whether BNNeck sees masked features
     "erase": ("zero", "mean"),  # fill of random erasing in the normalised image
 }
-PRESETS = {  # spec table "paper vs authors' code"
+PRESETS = {  # columns "here" and "authors' code" of that table
     "pretrain.py": {
         "paper": {"block": "rep", "bottleneck": None, "mask_loss": "masked", "crop_ratio": [0.375, 0.667]},
         "authors": {"block": "plain", "bottleneck": 768, "mask_loss": "authors", "crop_ratio": [0.75, 1.333]},
     },
     "train.py": {
-        "paper": {"block": "rep", "centroid": "mctl", "mae_head": "linear", "variant": []},
+        "paper": {"block": "rep", "centroid": "mctl", "mae_head": "linear", "variant": [], "batch_size": 64},
         "authors": {
             "block": "plain",
             "centroid": "mctl-authors",
             "mae_head": "authors24",
             "variant": ["erase=mean", "neck=polluted", "norms=drop"],
+            "batch_size": 64,
         },
     },
+}
+AUTHORS_MAE = {  # the published transformer has no pass with hidden blocks, and its pre-training is not published
+    "pretrain.py": {"mask_loss": "masked"},
+    "train.py": {"centroid": "ctl-authors", "variant": ["erase=mean", "norms=drop"]},
 }
 
 
@@ -113,7 +119,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
     add(
         "--centroid",
         choices=list(losses.FORMS),
-        help="Eq. (4) (default), Eq. (3), as printed, as the authors' code, or none",
+        help="mctl Eq. (4) (default), ctl Eq. (3); -literal as printed, -authors as the authors' code; or none",
     )
     add(
         "--dist",
@@ -140,7 +146,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         metavar="KEY=VALUE",
         help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
     )
-    add("-b", "--batch-size", type=int, default=64, help="images a step over all processes: 16 identities x 4")
+    add("-b", "--batch-size", type=int, help="images a step over all processes (default: 64, 16 identities x 4)")
     add("--num-instances", type=int, default=4, help="images of an identity in a batch, K")
     add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
     add("--iters", type=int, help="at most so many steps an epoch (default: all)")
@@ -164,7 +170,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
 
 def complete(args: Namespace, script: str) -> Namespace:
     """Fill in what depends on the preset and on other flags; raises ValueError for flags that do not fit together."""
-    for name, value in PRESETS[script][args.preset].items():
+    for name, value in preset(args, script).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.bottleneck is None:
@@ -178,6 +184,16 @@ def complete(args: Namespace, script: str) -> Namespace:
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1, or nothing would be trained")
     return (complete_pretrain if script == "pretrain.py" else complete_train)(args)
+
+
+def preset(args: Namespace, script: str) -> dict:
+    """Defaults of the flags that depend on --preset, and for the authors' transformer on the data set."""
+    chosen = dict(PRESETS[script][args.preset])
+    if (args.preset, args.model) == ("authors", "mae"):
+        chosen |= AUTHORS_MAE[script]
+        if script == "train.py":
+            chosen["batch_size"] = (4 if args.dataset == "market" else 8) * args.num_instances
+    return chosen
 
 
 def complete_pretrain(args: Namespace) -> Namespace:
@@ -238,6 +254,20 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path}: pre-train first with python prsnet/pretrain.py --row {args.weights}"
-            f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none"
+            f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none; a pre-training with flags of "
+            "its own ends with the --weights to give"
         )
     return path
+
+
+def fine_tuning(args: Namespace, best: Path) -> str:
+    """The command that fine-tunes from a pre-training with these flags, whose lowest loss is in the file `best`."""
+    usual = vars(train_args(["--size", args.size])) | {"size": "full", "synthetic": None}
+    names = ["model", "size", "height", "width", "mask_block", "synthetic"]
+    if args.model == "prsnet":
+        names += ["block"] if args.bottleneck == SIZES[args.size].dims[-1] else ["block", "bottleneck"]
+    words = ["python", "prsnet/train.py", "--dataset", "market", "--weights", str(best)]
+    for name in names:
+        if (value := getattr(args, name)) != usual[name]:
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)

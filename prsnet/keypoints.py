@@ -1,6 +1,5 @@
 """Which crops show a whole person: 17 key-point scores per crop from one of three sources (sec. IV)."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,9 @@ import torch
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
 
 from common import checkpoints
+from common.datasets import lists
+from prsnet.annotations import POINTS, is_number
 
-POINTS = 17
 THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
 NAMES = (
     "nose",
@@ -42,20 +42,18 @@ def load_scores(path: str | Path) -> dict[str, list[float]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--kpt-json: no file {path}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON ({error})") from error
-    if isinstance(found, list):
-        entries = [(str(entry.get("image_id", "")), entry.get("keypoints", [])[2::3]) for entry in found]
+    found = lists.read_json(path)
+    if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
+        entries = [(str(entry.get("image_id", "")), (entry.get("keypoints") or [])[2::3]) for entry in found]
     elif isinstance(found, dict):
         entries = list(found.items())
     else:
         raise ValueError(f"{path}: expected a mapping from crop names to {POINTS} scores, or COCO's list of results")
     scores: dict[str, list[float]] = {}
     for name, values in entries:
-        if len(values) != POINTS or not np.isfinite(np.asarray(values, dtype=float)).all():
-            raise ValueError(f"{path}: {name or 'an entry'} has {len(values)} scores, expected {POINTS} finite numbers")
+        if not isinstance(values, list) or len(values) != POINTS or not all(map(is_number, values)):
+            count = len(values) if isinstance(values, list) else "no list of"
+            raise ValueError(f"{path}: {name or 'an entry'} has {count} scores, expected {POINTS} finite numbers")
         name = Path(name).stem
         if name not in scores or np.mean(values) > np.mean(scores[name]):
             scores[name] = [float(v) for v in values]

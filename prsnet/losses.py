@@ -1,18 +1,20 @@
 """Losses of fine-tuning: identity, triplet (Eq. 2), centre, and the centroid losses (Eqs. 3, 4) in all their forms.
 
-A batch is P identities x K slots. feats (P, K, D) are features before the neck, masked (P, K, D) those of the same
-images with hidden blocks, real (P, K) bool says which slots hold an image; the others change no value and no gradient.
-Everything is float32 at least, whatever autocast says.
+A batch is P identities x K slots, that of all processes together. feats (P, K, D) are features before the neck, masked
+(P, K, D) those of the same images with hidden blocks, real (P, K) bool says which slots hold an image; the others
+change no value and no gradient. Everything is float32 at least, whatever autocast says.
 Deviation: distances are Euclidean, not squared as printed: the margin was tuned so, and squared distances are prone to
 collapse (Hermans et al. 2017); dist="sq" is the printed form.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MARGIN = 0.5  # Paper silent: alpha and alpha_c
-FORMS = ("mctl", "mctl-literal", "mctl-authors", "ctl", "ctl-authors", "none")
+FORMS = ("mctl", "mctl-literal", "mctl-authors", "ctl", "ctl-literal", "ctl-authors", "none")
 DISTANCES = ("l2", "sq")
 
 
@@ -37,9 +39,11 @@ def root(squares: Tensor) -> Tensor:
     return torch.where(squares > 0, squares.clamp_min(1e-24).sqrt(), 0.0)
 
 
-def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy with label smoothing of the real images: logits (R, C), labels (R,)."""
-    return F.cross_entropy(fp32(logits), labels, label_smoothing=smoothing)
+def identity_loss(logits: Tensor, labels: Tensor, real: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy with label smoothing of the real images: logits (P, K, C), labels (P,) of the identities."""
+    targets = labels[:, None].expand(real.shape)
+    losses = F.cross_entropy(fp32(logits).flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing)
+    return mean_over(losses, real.flatten())
 
 
 def triplet(feats: Tensor, real: Tensor, margin: float = MARGIN, dist: str = "l2") -> Tensor:
@@ -55,34 +59,38 @@ def triplet(feats: Tensor, real: Tensor, margin: float = MARGIN, dist: str = "l2
     positive = same & r[None] & ~torch.eye(P * K, dtype=torch.bool, device=x.device)
     negative = ~same & r[None]
     counted = r & positive.any(1) & negative.any(1)
-    hardest = d.masked_fill(~positive, -torch.inf).amax(1)
-    nearest = d.masked_fill(~negative, torch.inf).amin(1)
-    gap = torch.where(counted, hardest - nearest, 0.0)  # no Inf reaches the sum, forwards or backwards
-    return mean_over(F.relu(gap + margin), counted)
+    farthest = d.masked_fill(~positive, -torch.inf).amax(1)
+    closest = d.masked_fill(~negative, torch.inf).amin(1)
+    return hinge(farthest, closest, counted, margin)
 
 
-def centre_loss(feats: Tensor, labels: Tensor, centres: Tensor, weight: float = 5e-4) -> Tensor:
-    """weight * mean squared distance of real features (R, D) to the centre of their class, centres (C, D).
+def centre_loss(feats: Tensor, labels: Tensor, real: Tensor, centres: Tensor, weight: float = 5e-4) -> Tensor:
+    """weight * mean squared distance of the real images to the centre of their class, centres (C, D), labels (P,).
 
     The centres' own gradient is that of weight 1, so that a small weight does not slow them: they have an optimiser of
     their own (SGD, 0.5).
     """
-    f, c = fp32(feats), centres[labels]
-    pull = (f - c.detach()).square().sum(1).mean()
-    follow = (f.detach() - c).square().sum(1).mean()
-    return weight * pull + follow - follow.detach()
+    f, c = fp32(feats), centres[labels][:, None]  # (P, 1, D)
+    pull = mean_over((f - c.detach()).square().sum(2), real)
+    follow = mean_over((f.detach() - c).square().sum(2), real)
+    return weight * pull + (follow - follow.detach())
+
+
+# ------------------------------------------------------------------------------------------ centroids, Eqs. (3) and (4)
+class Slot(NamedTuple):
+    """The batch as query slot i sees it: each of P identities has its image i as the query, the others in its means."""
+
+    q: Tensor  # (P, D) f(A)
+    c: Tensor  # (P, D) centroids, leave-one-out: without the query's own image
+    m: Tensor | None  # (P, D) centroids of the same images with hidden blocks
+    n: Tensor  # (P,) images in c and m; 0 where the query or all others are missing: the identity takes no part
 
 
 def centroid_loss(
     form: str, feats: Tensor, masked: Tensor | None, real: Tensor, margin: float = MARGIN, dist: str = "l2"
 ) -> Tensor:
-    """CTL, Eq. (3), or MCTL, Eq. (4), mean over the query slots i = 0 .. K-1 (leave-one-out centroids).
+    """CTL, Eq. (3), or MCTL, Eq. (4), in one of FORMS; mean over the query slots i = 0 .. K-1.
 
-    Forms: "ctl" Eq. (3) with the hardest centroid of one negative identity; "mctl" Eq. (4) with the points
-    (c + lambda m) / (1 + lambda); "mctl-literal" Eq. (4) as printed, squared; "ctl-authors" and "mctl-authors" as the
-    published code mines them (authors_slot).
-    Deviation: "mctl" normalises by 1 + lambda. As printed, f(A) - lambda2 m_N - c_N subtracts a point with nearly twice
-    a centroid's norm, so the hinge is switched off by norm, not by identity.
     Raises: ValueError for an unknown form, or a masked form without masked features.
     """
     if form not in FORMS or dist not in DISTANCES:
@@ -97,69 +105,93 @@ def centroid_loss(
     for i in range(feats.shape[1]):
         rest = real.clone()
         rest[:, i] = False
-        q, c, valid = fp32(feats[:, i]), group_mean(feats, rest), real[:, i] & rest.any(1)  # (P, D), (P, D), (P,)
         m = group_mean(masked, rest) if form.startswith("mctl") else None
-        if form.endswith("authors"):
-            slots.append(authors_slot(q, c, m, valid, margin))
-        else:
-            slots.append(slot(form, q, c, m, valid, rest.sum(1), margin, dist))
+        slot = Slot(fp32(feats[:, i]), group_mean(feats, rest), m, rest.sum(1) * real[:, i])
+        own, other = EQUATIONS[form](slot, dist)
+        counted = (slot.n > 0) & ((slot.n > 0).sum() > 1)  # a hinge needs two identities
+        slots.append((hinge(own, other, counted.repeat(len(own) // len(counted)), margin), counted.any()))
     losses, counted = (torch.stack(part) for part in zip(*slots))
     return mean_over(losses, counted)
 
 
-def slot(form: str, q: Tensor, c: Tensor, m: Tensor | None, valid: Tensor, counts: Tensor, margin: float, dist: str):
-    """Eqs. (3) and (4) for one query a identity: (loss (), whether at least two identities take part (), bool).
+def ctl(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """Eq. (3): ||f(A) - c_P|| and ||f(A) - c_N||, (P,) each, c_N the nearest centroid of one other identity.
 
-    Args: q, c, m (P, D); valid (P,) bool; counts (P,) masked images usable for each identity's own anchor.
+    Deviation: the paper calls c_N the centroid of all negatives (ctl_literal). The mean of fifteen people lies near the
+    middle of everything, so that hinge says little about the people who are confused. The paper that Eq. (3) is taken
+    from (Wieczorek et al. 2021) has centroids of single classes, and its code and this paper's mine the hardest.
     """
-    positive = negative = c
-    if m is not None:
-        lambda1, lambda2 = lambdas(counts, valid)  # (P,) each, of the anchor
-        if form == "mctl-literal":
-            dist = "sq"
-            own = (q - lambda1[:, None] * m - c).square().sum(1)
-            other = (q[:, None] - lambda2[:, None, None] * m[None] - c[None]).square().sum(2)
-            return hinge(own, other, valid, margin)
-        positive = (c + lambda1[:, None] * m) / (1 + lambda1[:, None])
-        negative = (c[None] + lambda2[:, None, None] * m[None]) / (1 + lambda2[:, None, None])  # (anchor, identity, D)
-    other = cross_distance(q, negative, dist) if negative.ndim == 2 else pair_distance(q[:, None], negative, dist)
-    return hinge(pair_distance(q, positive, dist), other, valid, margin)
+    return pair_distance(s.q, s.c, dist), nearest(cross_distance(s.q, s.c, dist), s.n > 0)
 
 
-def lambdas(counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def ctl_literal(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """Eq. (3) as printed, squared whatever dist says: c_N is the mean of the images of all other identities."""
+    return pair_distance(s.q, s.c, "sq"), pair_distance(s.q, mean_of_others(s.c, s.n), "sq")
+
+
+def mctl(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """Eq. (4) with the points (c + lambda m) / (1 + lambda), c_N and m_N of one other identity as in ctl.
+
+    Deviation: normalised by 1 + lambda. As printed, f(A) - lambda2 m_N - c_N subtracts a point with nearly twice a
+    centroid's norm, so the hinge is switched off by norm, not by identity.
+    """
+    lambda1, lambda2 = (x[:, None] for x in lambdas(s.n))
+    positive = (s.c + lambda1 * s.m) / (1 + lambda1)
+    negative = (s.c[None] + lambda2[:, None] * s.m[None]) / (1 + lambda2[:, None])  # (anchor, identity, D)
+    return pair_distance(s.q, positive, dist), nearest(pair_distance(s.q[:, None], negative, dist), s.n > 0)
+
+
+def mctl_literal(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """Eq. (4) as printed, squared whatever dist says: c_N and m_N are means over all other identities."""
+    lambda1, lambda2 = (x[:, None] for x in lambdas(s.n))
+    c_N, m_N = mean_of_others(s.c, s.n), mean_of_others(s.m, s.n)
+    return pair_distance(s.q - lambda1 * s.m, s.c, "sq"), pair_distance(s.q - lambda2 * m_N, c_N, "sq")
+
+
+def ctl_authors(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """As the published code: queries and centroids stacked, (2P,) each, every row an anchor mined among all rows.
+
+    The first is the farthest row of the same identity (the anchor itself included), the second the nearest of another.
+    """
+    rows, there = torch.cat([s.q, s.c]), (s.n > 0).repeat(2)
+    same = torch.eye(len(s.q), dtype=torch.bool, device=s.q.device).repeat(2, 2)
+    d = cross_distance(rows, rows, dist)
+    return (d.masked_fill(~same | ~there, -torch.inf).amax(1), d.masked_fill(same | ~there, torch.inf).amin(1))
+
+
+def mctl_authors(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
+    """As the published code: a second stack of queries and masked centroids, mined for itself, and added."""
+    clean, masked = ctl_authors(s, dist), ctl_authors(s._replace(c=s.m), dist)
+    return clean[0] + masked[0], clean[1] + masked[1]
+
+
+EQUATIONS = {
+    "mctl": mctl,
+    "mctl-literal": mctl_literal,
+    "mctl-authors": mctl_authors,
+    "ctl": ctl,
+    "ctl-literal": ctl_literal,
+    "ctl-authors": ctl_authors,
+}
+
+
+def lambdas(n: Tensor) -> tuple[Tensor, Tensor]:
     """lambda1, lambda2 (P,) of Eq. (4): shares of positive and negative images among the masked ones of an anchor."""
-    counts = (counts * valid).to(torch.get_default_dtype())
-    positive = counts.clamp_min(1)
-    negative = counts.sum() - counts
+    n = n.to(torch.get_default_dtype())
+    positive, negative = n.clamp_min(1), n.sum() - n
     return positive / (positive + negative), negative / (positive + negative)
 
 
-def hinge(own: Tensor, other: Tensor, valid: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Mean of relu(own - nearest other + margin) over the valid identities; own (P,), other (P, P)."""
-    counted = valid & (valid.sum() > 1)
-    blocked = ~valid[None] | torch.eye(len(valid), dtype=torch.bool, device=valid.device)
-    nearest = other.masked_fill(blocked, torch.inf).amin(1)
-    gap = torch.where(counted, own - nearest, 0.0)
-    return mean_over(F.relu(gap + margin), counted), counted.any()
+def hinge(own: Tensor, other: Tensor, counted: Tensor, margin: float) -> Tensor:
+    """Mean of [own - other + margin]_+ over the counted anchors, all (N,) -> (); 0 if there is none."""
+    gap = torch.where(counted, own - other, 0.0)  # no Inf reaches the sum, forwards or backwards
+    return mean_over(F.relu(gap + margin), counted)
 
 
-def authors_slot(q: Tensor, c: Tensor, m: Tensor | None, valid: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """As the published code: queries and centroids stacked, every row an anchor, mined among all rows.
-
-    ap is the farthest row of the same identity (the anchor itself included), an the nearest of another; with masked
-    centroids a second stack [q, m] is mined for itself and both are added in one hinge: relu((ap + ap') - (an + an') +
-    margin). Mean over the 2P rows.
-    """
-    counted, both = valid & (valid.sum() > 1), valid.repeat(2)
-    same = torch.eye(len(q), dtype=torch.bool, device=q.device).repeat(2, 2)
-    gap = 0.0
-    for second in (c,) if m is None else (c, m):
-        rows = torch.cat([q, second])
-        d = cross_distance(rows, rows)
-        farthest = d.masked_fill(~same | ~both[None], -torch.inf).amax(1)
-        nearest = d.masked_fill(same | ~both[None], torch.inf).amin(1)
-        gap = gap + torch.where(counted.repeat(2), farthest - nearest, 0.0)
-    return mean_over(F.relu(gap + margin), counted.repeat(2)), counted.any()
+def nearest(d: Tensor, taking: Tensor) -> Tensor:
+    """The smallest distance of every anchor to another identity that takes part, (P, P) -> (P,)."""
+    own = torch.eye(len(d), dtype=torch.bool, device=d.device)
+    return d.masked_fill(own | ~taking, torch.inf).amin(1)
 
 
 def group_mean(feats: Tensor, used: Tensor) -> Tensor:
@@ -168,6 +200,12 @@ def group_mean(feats: Tensor, used: Tensor) -> Tensor:
     return kept.sum(1) / used.sum(1, keepdim=True).clamp_min(1)
 
 
+def mean_of_others(means: Tensor, n: Tensor) -> Tensor:
+    """Mean of the images of all identities but one's own, from means (P, D) of n (P,) images each -> (P, D)."""
+    sums = n[:, None] * means
+    return (sums.sum(0) - sums) / (n.sum() - n).clamp_min(1)[:, None]
+
+
 def mean_over(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the counted values (N,), 0 if there is none."""
+    """Mean of the counted values of any shape, (); 0 if there is none."""
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp_min(1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prsnet import masking
-from prsnet.model import SIZES, Size
+from prsnet.model import SIZES, Size, in_fp32
 
 
 def position_code(dim: int, rows: int, columns: int) -> Tensor:
@@ -147,11 +147,11 @@ class MAE(nn.Module):
         x = torch.cat([x[:, :1], full.scatter(1, places, x[:, 1:])], 1) + self.positions
         for block in self.blocks:
             x = block(x)
-        return unpatch(self.head(self.norm(x))[:, 1:].float(), self.encoder.patch, self.encoder.grid)
+        return unpatch(in_fp32(self.head, self.norm(x))[:, 1:], self.encoder.patch, self.encoder.grid)
 
 
 class MAEFeature(nn.Module):
-    """The encoder with a head for re-identification: (B, 3, H, W) -> (B, feature).
+    """The encoder with a head for re-identification: (B, 3, H, W) -> (B, feature), float32 under autocast as well.
 
     head "linear": the class token through a linear map without bias. "authors24": as the authors' code, the class token
     cut into 24 runs of channels, a 1 x 1 convolution over the 24, average pooling: a linear map of rank at most 24.
@@ -172,4 +172,4 @@ class MAEFeature(nn.Module):
 
     def forward(self, x: Tensor, masked: Tensor | None = None) -> Tensor:
         cls = self.encoder.tokens(x, masked)[:, 0]
-        return self.head(cls.unflatten(1, (self.runs, -1)).mean(2))
+        return in_fp32(self.head, cls.unflatten(1, (self.runs, -1)).mean(2))

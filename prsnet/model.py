@@ -134,9 +134,15 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def in_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in float32 at least, whatever autocast says, so that what leaves a network is not rounded to bf16."""
+    with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
+        return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
 # ------------------------------------------------------------------------------------------------------------- networks
 class Encoder(nn.Module):
-    """Figure 2: (B, 3, H, W) -> (B, bottleneck).
+    """Figure 2: (B, 3, H, W) -> (B, bottleneck), float32 under autocast as well.
 
     bottleneck != dims[-1]: average pooling, then a linear map without bias (the paper's B x 2048); it commutes with the
     pooling, so it runs after it. bottleneck == dims[-1]: average pooling, then LN (the authors' pre-training).
@@ -177,7 +183,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, masked: Tensor | None = None) -> Tensor:
         pooled = self.maps(x, masked).mean((2, 3))
-        return self.norm(pooled) if self.proj is None else self.proj(pooled)
+        return in_fp32(self.norm if self.proj is None else self.proj, pooled)
 
 
 class Decoder(nn.Module):
@@ -203,7 +209,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         z = z if self.norm is None else self.norm(z)
-        return self.layers(z[:, :, None, None]).float()
+        return in_fp32(self.layers[-1], self.layers[:-1](z[:, :, None, None]))
 
 
 class PRSNet(nn.Module):

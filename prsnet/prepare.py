@@ -11,6 +11,7 @@ Paper silent: which VOC years (give the folders you want), the size of a person,
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -25,11 +26,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common import datasets, synthetic
-from common.datasets.base import MARKER
+from common import datasets, pixels, synthetic
+from common.datasets import luperson
+from common.datasets.base import zero_is_distractor
+from common.datasets.files import MARKER, shown
 from common.datasets.person_crops import PUBLISHED, TREES
+from common.inputs import data_name
 from prsnet import annotations, keypoints
 from prsnet.annotations import Person
+from prsnet.protocols import TEST_IMAGES
 
 MIN_SIDE = 8  # pixels; smaller boxes are always dropped
 LISTED = 60  # so many people are listed one by one
@@ -70,7 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--kpt-weights", metavar="FILE", help="state_dict of torchvision's keypointrcnn_resnet50_fpn")
     parser.add_argument(
-        "--kpt-thr", type=float, help="a key point counts above this (default: json 0.3, keypointrcnn 0.0)"
+        "--kpt-thr",
+        type=float,
+        help="a key point counts above this (default: json 0.3, others 0; coco-gt: 0 annotated, 1 visible)",
     )
     parser.add_argument(
         "--min-w", type=int, default=0, help="drop narrower boxes, pixels (the authors' code has 80, commented out)"
@@ -82,7 +89,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("nothing to cut: give --coco, --voc, --mix or --synthetic")
     if args.mix_include_test and not args.mix:
         parser.error("--mix-include-test goes with --mix")
+    try:
+        args.mix = list(dict.fromkeys(datasets.canonical(name) for name in args.mix))  # each once
+    except ValueError as error:
+        parser.error(f"--mix: {error}")
+    used = {args.kpt} if args.coco else set()
+    used |= {voc_mode(args)} if args.voc else set()
+    if args.kpt_thr is not None and "coco-gt" in used and not 0 <= args.kpt_thr < 2:
+        parser.error(f"--kpt-thr {args.kpt_thr}: COCO's flags are 0, 1 and 2, so --kpt coco-gt takes 0 or 1")
+    if args.kpt_thr is not None and used <= {"none"}:
+        parser.error("--kpt-thr has no key points to count; give --kpt a source of them")
     return args
+
+
+def voc_mode(args: argparse.Namespace) -> str:
+    """Where VOC's key points come from: it has none of its own."""
+    return args.voc_kpt or ("keypointrcnn" if args.kpt == "coco-gt" else args.kpt)
 
 
 def prepare(args: argparse.Namespace) -> Path:
@@ -93,13 +115,14 @@ def prepare(args: argparse.Namespace) -> Path:
     """
     if args.synthetic:
         return synthetic_crops(args.data_dir, args.synthetic, args.workers)
-    root = Path(args.out or args.data_dir) / TREES[0]
+    root = (Path(args.out or args.data_dir) / TREES[0]).resolve()  # where it lies: a link to it stays one
     if root.exists() and not (root / "manifest.jsonl").is_file():
         raise FileExistsError(
             f"{root} exists and holds no manifest.jsonl, so it is not ours to replace; choose another --out"
         )
-    people = [p for path in args.coco for p in annotations.coco(Path(path), args.coco_images)]
-    people += [p for folder in args.voc for p in annotations.voc(Path(folder), args.split)]
+    people = [p for path in lying_apart(args.coco) for p in annotations.coco(path, args.coco_images)]
+    people += [p for folder in lying_apart(args.voc) for p in annotations.voc(folder, args.split)]
+    people = each_once(people)
     draft = root.with_name(f".{root.name}.{os.getpid()}.tmp")
     try:
         rows = cut_all(people, draft, args) + mixed(args, draft)
@@ -109,8 +132,40 @@ def prepare(args: argparse.Namespace) -> Path:
         os.replace(draft, root)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    print(f"written: {root}")
+    print(f"written: {shown(root)}")
     return root
+
+
+def lying_apart(paths: list[str]) -> list[Path]:
+    """The paths in order, each place once, by whatever links it is named."""
+    places: dict[str, Path] = {}
+    for path in paths:
+        if places.setdefault(os.path.realpath(path), Path(path)) != Path(path):
+            print(f"note: {path} is {places[os.path.realpath(path)]} and is read once", file=sys.stderr)
+    return list(places.values())
+
+
+def each_once(people: list[Person]) -> list[Person]:
+    """Everybody once, in order, where the same annotations were given twice.
+
+    Raises: ValueError for two people whose crops would have one name.
+    """
+    known: dict[tuple[str, str], Person] = {}
+    for person in people:
+        key = person.source, person.name
+        first = known.setdefault(key, person)
+        if first is person:
+            continue
+        if first.visibility is None:
+            known[key] = person  # instances_*.json knows the same people without their key points
+        if first.box != person.box or first.image.resolve() != person.image.resolve():
+            raise ValueError(
+                f"{person.file} and {first.file} both have a person {person.name}, at different places: give the "
+                f"annotations of one of them ids of their own"
+            )
+    if len(known) < len(people):
+        print(f"note: {len(people) - len(known)} people are annotated twice and cut once", file=sys.stderr)
+    return list(known.values())
 
 
 def synthetic_crops(data_dir: str | Path, size: str, workers: int = 2, seed: int = 0) -> Path:
@@ -146,7 +201,7 @@ def synthetic_crops(data_dir: str | Path, size: str, workers: int = 2, seed: int
 
 def cut_all(people: list[Person], draft: Path, args: argparse.Namespace) -> list[dict]:
     """Cut and judge everybody; one plain row each, in the order of `people`."""
-    modes = {"coco": args.kpt, "voc": args.voc_kpt or ("keypointrcnn" if args.kpt == "coco-gt" else args.kpt)}
+    modes = {"coco": args.kpt, "voc": voc_mode(args)}
     judges = {source: judge(modes[source], args) for source in sorted({p.source for p in people})}
     for source in judges:
         (draft / source).mkdir(parents=True, exist_ok=True)
@@ -169,7 +224,7 @@ def judge(mode: str, args: argparse.Namespace):
     if mode == "none":
         return lambda person, crop: (None, "")
     if mode == "coco-gt":
-        return coco_judge
+        return functools.partial(coco_judge, threshold=threshold)
     if mode == "json":
         if not args.kpt_json:
             raise ValueError("--kpt json needs --kpt-json FILE: 17 scores per crop, see prsnet/README.md")
@@ -190,23 +245,20 @@ def judge(mode: str, args: argparse.Namespace):
     return detect
 
 
-def coco_judge(person: Person, crop: np.ndarray):
-    """COCO's annotation: all 17 visibility flags above 0."""
+def coco_judge(person: Person, crop: np.ndarray, threshold: float):
+    """COCO's annotation: all 17 visibility flags (0 not annotated, 1 hidden, 2 visible) above the threshold."""
     if person.visibility is None:
         raise ValueError(f"{person.file} has no key points; use person_keypoints_train2017.json, or another --kpt")
-    return list(person.visibility), keypoints.verdict(list(person.visibility), 0)
+    return list(person.visibility), keypoints.verdict(list(person.visibility), threshold)
 
 
 def cut_image(group: list[Person], draft: Path, judges: dict, args: argparse.Namespace) -> list[dict]:
     """Cut the people of one image, save those that are kept; one row each."""
     path = group[0].image
     try:
-        with Image.open(path) as opened:
-            image = np.asarray(opened.convert("RGB"))
+        image = np.asarray(pixels.read(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image, but {group[0].file} annotates it") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
     rows = []
     for person in group:
         x0, y0, x1, y1 = annotations.clip(person, image.shape[1], image.shape[0])
@@ -250,11 +302,17 @@ def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
                 "are then no test any more",
                 file=sys.stderr,
             )
-            samples += [s for s in data.query + data.gallery if s.pid > 0]
+            distractor = 0 if zero_is_distractor(data) else -1  # MSMT17's test person 0 is a person
+            samples += [s for s in data.query + data.gallery if s.pid > distractor]
         (draft / "mix").mkdir(parents=True, exist_ok=True)
+        if args.mix_include_test:
+            with open(draft / TEST_IMAGES, "a", encoding="utf-8") as note:
+                note.write(f"{data_name(data)}\n")
         for number, sample in enumerate(samples):
-            file = f"mix/{data.name}_{number:06d}{Path(sample.path).suffix.lower()}"
-            shutil.copyfile(sample.path, draft / file)
+            content = luperson.content(sample.path)
+            suffix = Path(sample.path).suffix.lower() if content is None else ".jpg"
+            file = f"mix/{data.name}_{number:06d}{suffix}"
+            (draft / file).write_bytes(Path(sample.path).read_bytes() if content is None else content)
             rows.append(
                 {"file": file, "source": "mix", "image": Path(sample.path).name, "box": None, "kpt": None, "reason": ""}
             )
@@ -303,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         prepare(parse_args(argv))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 import torch
-from tqdm import tqdm
 
-from common import checkpoints, images, inputs, processes, records, runtime, transforms
-from prsnet import masking, sampling
-from prsnet.flags import pretrain_args
+from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
+from common.epoch import Epoch
+from prsnet import masking, protocols, sampling
+from prsnet.flags import fine_tuning, pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
@@ -44,7 +44,8 @@ def build_model(args: Namespace) -> torch.nn.Module:
 
 def build(args, run, steps_per_epoch):
     """Autoencoder on the device, AdamW without decay on vectors, warm-up and half cosine per iteration."""
-    model = build_model(args).to(run.device, memory_format=torch.channels_last)
+    model = batchnorm.over_groups(build_model(args), run.world_size)
+    model = model.to(run.device, memory_format=torch.channels_last)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -76,27 +77,20 @@ def objective(args, model, x, generator, run):
     return masking.reconstruction_loss(x, rebuilt, region)
 
 
-def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch):
-    """One pass over the crops in random order; returns the mean loss over all processes, and images a second."""
+def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, number):
+    """One pass over the crops in random order; returns the mean loss over steps and ranks."""
     model.train()
-    generator = runtime.generator(run, epoch)
-    index_batches = sampling.shuffled_batches(
-        len(store), args.batch_size, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size
+    generator = runtime.generator(run, number)
+    order = sampling.shuffled_batches(
+        len(store), args.batch_size, seed=args.seed, epoch=number, rank=run.rank, world_size=run.world_size
     )
-    total, began = torch.zeros((), device=run.device), time.time()
-    stream = images.batches(store, index_batches, run.device, workers=args.workers)
-    for i, (pixels, _) in enumerate(
-        tqdm(
-            stream, total=len(index_batches), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True
-        )
-    ):
+    epoch = Epoch(run, number, images.batches(store, order, run.device, workers=args.workers), len(order))
+    for pixels, _ in epoch:
         loss = objective(args, model, augment(pixels, generator), generator, run)
-        runtime.step(run, loss, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
+        runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
         scheduler.step()
-        total += loss.detach()
-    processes.sync_buffers(run, runtime.bare(model))
-    mean = processes.gather(run, total[None] / len(index_batches)).mean().item()
-    return mean, index_batches.size * run.world_size / (time.time() - began)
+        epoch.add(len(pixels), loss=loss)
+    return epoch.means(model, f"lr {scheduler.get_last_lr()[0]:.2e}", digits=4)["loss"]
 
 
 @torch.no_grad()
@@ -151,7 +145,10 @@ def crops(run, args):
 
 def main(args):
     run = runtime.start(args, "prsnet")
+    sampling.images_each(args.batch_size, run.world_size)
     data = crops(run, args)
+    if leaked := protocols.test_images_among(data.root):
+        run.args["test_images_of"] = leaked
     runtime.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, args.height, args.width, name="person crops")
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))
@@ -169,10 +166,7 @@ def main(args):
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
-        loss, speed = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
-        runtime.say(
-            run, f"epoch {epoch + 1}: loss {loss:.4f}, lr {scheduler.get_last_lr()[0]:.2e}; {speed:.0f} images/s"
-        )
+        loss = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
         keep_best(run, model, epoch + 1, loss)
         stats = {"loss": loss, "lr": scheduler.get_last_lr()[0]}
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
@@ -190,11 +184,9 @@ def main(args):
     path = runtime.record(
         run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs
     )
-    runtime.say(
-        run,
-        f"lowest loss {run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}: {run.log_dir / 'best.pt'}; "
-        f"result in {path}",
-    )
+    best, told = run.log_dir / "best.pt", f"{run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}"
+    runtime.say(run, f"lowest loss {told}: {best}; result in {path}")
+    runtime.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ Features are those of ReID in eval mode, (N, D), not normalised; centroids are m
 length 1 and compared by Euclidean distance, which is the order of the cosine.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import evaluation
+from common import checkpoints, evaluation
 from common.evaluation import RankMetrics
 
+TEST_IMAGES = "TEST_IMAGES_OF"  # file among the crops of a pre-training: the data sets whose test images are there
 PROTOCOLS = ("image", "centroid", "centroid-legacy")
 
 
@@ -146,3 +148,26 @@ def flat(metrics: dict[str, RankMetrics]) -> dict[str, float]:
     for name, m in metrics.items():
         out |= {f"{name}.mAP": m.mAP, **{f"{name}.rank{k}": m.rank(k) for k in (1, 5, 10)}, f"{name}.mINP": m.mINP}
     return out
+
+
+# ------------------------------------------------------------------------------- pre-training that saw the test images
+
+
+def test_images_among(crops: Path) -> list[str]:
+    """Names of the data sets whose test images `prepare --mix-include-test` put into a folder of crops."""
+    note = Path(crops) / TEST_IMAGES
+    return note.read_text(encoding="utf-8").split() if note.is_file() else []
+
+
+def test_images_behind(weights: Path | None) -> list[str]:
+    """The same of the pre-training that left a file of weights, as far as the file says."""
+    content = checkpoints.load(weights) if weights is not None else {}
+    flags = content.get("args") if isinstance(content, dict) else None
+    return flags.get("test_images_of", []) if isinstance(flags, dict) else []
+
+
+def seen(args: dict, data_name: str) -> str:
+    """What stands beside a number on a data set whose test images were pre-trained with; "" where they were not."""
+    name, rendered, _ = data_name.partition("-synthetic-")
+    found = [other.partition("-synthetic-")[:2] for other in args.get("test_images_of", [])]
+    return f"   pre-trained with test images of {name}" if (name, rendered) in found else ""

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from common import checkpoints
 from prsnet.mae import MAEFeature, ViTEncoder
-from prsnet.model import Encoder, Size, frozen_statistics
+from prsnet.model import Encoder, Size, frozen_statistics, in_fp32
 
 
 class Output(NamedTuple):
-    """What ReID returns in train mode, for the R real images of a batch."""
+    """What ReID returns in train mode, for the R real images of a batch, float32 under autocast as well."""
 
     feats: Tensor  # (R, D) before the neck
     logits: Tensor  # (R, C)
@@ -37,12 +37,12 @@ class ReID(nn.Module):
 
     def forward(self, x: Tensor, masked: Tensor | None = None):
         if not self.training:
-            return self.neck(self.encoder(x).float())
-        f = self.encoder(x).float()
-        logits, fm = self.classifier(self.neck(f)), None
+            return self.neck(self.encoder(x))
+        f = self.encoder(x)
+        logits, fm = in_fp32(self.classifier, self.neck(f)), None
         if masked is not None:
             with frozen_statistics(self.encoder):  # a second pass of its own, which leaves the statistics of the first
-                fm = self.encoder(x, masked).float()
+                fm = self.encoder(x, masked)
             if self.polluted:
                 self.neck(fm)
         return Output(f, logits, fm)

@@ -2,7 +2,8 @@
 # Pre-train on all GPUs of this machine; run it again after any interruption and it continues.
 #   bash prsnet/run_pretrain.sh
 #   DATA=/data OUT=/runs EPOCHS=400 BATCH=128 MODEL=mae NGPU=4 bash prsnet/run_pretrain.sh --amp off
-# Defaults are row pretrain/prsnet (or pretrain/mae), so that prsnet/train.py finds the weights.
+# As it stands it is row pretrain/prsnet (or pretrain/mae), where prsnet/train.py looks for weights. With EPOCHS, BATCH or
+# other flags it is a training of its own, in a folder custom-...; its last line is the fine-tuning that starts from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}

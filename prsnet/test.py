@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
-from common.datasets.base import SUFFIXES
 from prsnet import masking, pretrain, protocols, train
 
 
@@ -41,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=128)
     runtime.add_test_flags(parser)
     own_images.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(runtime.words(argv))
     own_images.check(parser, args)
     return args
 
@@ -94,6 +93,7 @@ def main(args):
         runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
         return
     data = inputs.dataset(run, chosen["dataset"])
+    inputs.trained_on(run, data, trained)
     store = inputs.open_images(
         run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
     )
@@ -103,20 +103,19 @@ def main(args):
     if args.viz == "rank":
         runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return
+    remark = protocols.seen(trained, inputs.data_name(data))
     for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
         runtime.say(
             run,
             f"protocol {name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
+            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries){remark}",
         )
 
 
 def pictures(run, args, size) -> torch.Tensor:
     """uint8 (N, 3, H, W) on the device: the first images of a folder by name, or random queries of the data set."""
     if args.images:
-        paths = sorted(str(p) for p in Path(args.images).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise FileNotFoundError(f"--images {args.images}: no image ({', '.join(SUFFIXES)}) in it")
+        paths = own_images.listed("--images", args.images)
     else:
         paths = [s.path for s in inputs.dataset(run, run.args["dataset"]).query]
         paths = [paths[i] for i in np.random.default_rng(args.seed).permutation(len(paths))]
@@ -193,5 +192,4 @@ def draw_rank_list(path, data, feats, number, seed) -> str:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    arguments.logs_dir = "logs"
     runtime.execute(main, arguments)

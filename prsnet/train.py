@@ -10,7 +10,6 @@ number here carries the name of its protocol.
 """
 
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import datasets, images, inputs, processes, runtime, transforms
+from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common.epoch import Epoch
 from prsnet import losses, masking, protocols, sampling
 from prsnet.flags import train_args, variants, weights_file
 from prsnet.model import SIZES
-from prsnet.reid import ReID, build_encoder, load_pretrained
+from prsnet.reid import Output, ReID, build_encoder, load_pretrained
 
 ERASE_FILL = {"zero": (0.0, 0.0, 0.0), "mean": transforms.IMAGENET_MEAN}  # in the normalised image
 
@@ -60,7 +59,7 @@ def build(args, run, num_classes, data_name):
     model = build_model(args, num_classes)
     if (path := weights_file(args, data_name)) is not None:
         runtime.say(run, load_pretrained(model.encoder, path, same_network(args), variants(args)["norms"] == "drop"))
-    model = model.to(run.device, memory_format=torch.channels_last)
+    model = batchnorm.over_groups(model, run.world_size).to(run.device, memory_format=torch.channels_last)
     parameters = [p for name, p in model.named_parameters() if name != "centres" and p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     centres = torch.optim.SGD([model.centres], lr=0.5)
@@ -78,59 +77,57 @@ def warmup_steps(epochs: int):
     return lambda epoch: min(1.0, (epoch + 1) / warm) * 0.1 ** ((epoch >= first) + (epoch >= second))
 
 
-def objective(args, model, output, real, labels):
-    """All losses of a batch: real (P, K) bool on the device, labels (R,) of the real images; returns loss and parts."""
+def objective(args, centres, output, real, labels):
+    """Losses of the global batch in slots; real (P, K) bool, labels (P,) of the identities; returns sum and parts."""
     w_id, w_triplet, w_centre, w_centroid = args.loss_weights
-    feats, masked = (spread(part, real) for part in (output.feats, output.masked))  # (P, K, D)
+    feats, logits, masked = output
     parts = {
-        "id": w_id * losses.identity_loss(output.logits, labels),
+        "id": w_id * losses.identity_loss(logits, labels, real),
         "triplet": w_triplet * losses.triplet(feats, real, args.margin, args.dist),  # Eq. (2)
-        "centre": losses.centre_loss(output.feats, labels, model.centres, w_centre),
+        "centre": losses.centre_loss(feats, labels, real, centres, w_centre),
         "centroid": w_centroid
         * losses.centroid_loss(args.centroid, feats, masked, real, args.margin, args.dist),  # Eqs. (3), (4)
     }
-    return sum(parts.values()), {name: value.detach() for name, value in parts.items()}
+    return sum(parts.values()), parts
+
+
+def global_batch(run, output, real):
+    """Output of this rank's R images -> that of all P x K slots of all ranks, (P, K, D) each, zeros where no image is.
+
+    Every rank then mines, averages and weighs (lambda of Eq. (4)) over the same batch as one process would.
+    """
+    own = real.chunk(run.world_size)[run.rank]
+    return Output(*(part if part is None else processes.gather_rows(spread(part, own)) for part in output))
 
 
 def spread(feats, real):
-    """Features (R, D) of the real slots -> (P, K, D), zeros elsewhere; None stays None."""
-    if feats is None or bool(real.device.type == "cpu" and real.all()):
-        return feats if feats is None else feats.view(*real.shape, -1)
+    """Features (R, D) of the real slots -> (P, K, D), zeros elsewhere."""
     full = feats.new_zeros(real.numel(), feats.shape[1])
     places = real.flatten().to(torch.int64).argsort(descending=True, stable=True)[: len(feats)]  # no wait for the GPU
     return full.index_copy(0, places, feats).view(*real.shape, -1)
 
 
-def train_one_epoch(run, args, model, optimizers, grad_scaler, store, labels, augment, epoch):
-    """One pass over the identities; returns the epoch's mean loss and its parts."""
+def train_one_epoch(run, args, model, optimizers, grad_scaler, store, labels, augment, number):
+    """One pass over the identities; returns the means of the loss and its parts over steps and ranks."""
     model.train()
     ids = args.batch_size // args.num_instances
-    plan = sampling.identity_plan(
-        labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=epoch, rank=run.rank, world_size=run.world_size
-    )[: args.iters]
-    grid, mask_draw = masking.grid_of(args.height, args.width, args.mask_block), runtime.generator(run, epoch, 1)
-    generator, totals, seen, began = runtime.generator(run, epoch), {}, 0, time.time()
-    stream = images.batches(store, [row[row >= 0] for row in plan], run.device, workers=args.workers)
-    for i, (pixels, indices) in enumerate(
-        tqdm(stream, total=len(plan), desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
-    ):
+    plan = sampling.identity_plan(labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=number)[: args.iters]
+    own = samplers.own_share(plan, run.rank, run.world_size)
+    real, classes = torch.from_numpy(plan >= 0).to(run.device), labels[plan[:, :, 0]].to(run.device)  # of all steps
+    generator, mask_draw = (runtime.generator(run, number, stream) for stream in (0, 1))
+    grid, with_holes = masking.grid_of(args.height, args.width, args.mask_block), args.centroid.startswith("mctl")
+    stream = images.batches(store, [row[row >= 0] for row in own], run.device, workers=args.workers)
+    epoch = Epoch(run, number, zip(stream, real, classes), len(plan))
+    for (pixels, _), real_slots, batch_labels in epoch:
         x = augment(pixels, generator)
-        masked = (
-            masking.random_mask(len(x), grid, args.mask_ratio, mask_draw) if args.centroid.startswith("mctl") else None
-        )
+        masked = masking.random_mask(len(x), grid, args.mask_ratio, mask_draw) if with_holes else None
         with run.autocast():
             output = model(x, masked)
-        real = torch.from_numpy(plan[i] >= 0).view(-1, args.num_instances).to(run.device)
-        loss, parts = objective(args, runtime.bare(model), output, real, labels[indices].to(run.device))
-        runtime.step(run, loss, optimizers, grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            totals[name] = totals.get(name, 0) + value
-        seen += len(x) * run.world_size
-    processes.sync_buffers(run, runtime.bare(model))
-    means = {name: value.item() / len(plan) for name, value in totals.items()}
-    text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-    runtime.say(run, f"epoch {epoch + 1}: {text}; {seen / (time.time() - began):.0f} images/s")
-    return means
+        output = global_batch(run, output, real_slots)
+        loss, parts = objective(args, runtime.bare(model).centres, output, real_slots, batch_labels)
+        runtime.step(run, loss, optimizers, grad_scaler, epoch.where)
+        epoch.add(len(x), loss=loss, **parts)
+    return epoch.means(model)
 
 
 def evaluate(run, args, model, data, store) -> dict:
@@ -142,11 +139,15 @@ def evaluate(run, args, model, data, store) -> dict:
 def show(run, name, metrics):
     for protocol in dict.fromkeys(key.rpartition(".")[0] for key in metrics):
         values = "   ".join(f"{key} {100 * metrics[f'{protocol}.{key}']:5.1f}" for key in ("mAP", "rank1", "rank10"))
-        runtime.say(run, f"{name:<16} protocol {protocol:<16} {values}")
+        runtime.say(
+            run, f"{name:<16} protocol {protocol:<16} {values}{protocols.seen(run.args, run.args.get('data_name', ''))}"
+        )
 
 
 def main(args):
     run = runtime.start(args, "prsnet")
+    samplers.check_shape(args.batch_size // args.num_instances, args.num_instances, run.rank, run.world_size)
+    torch.backends.cudnn.benchmark = False  # batches differ in size: the autotuner would start over at each new one
     data = inputs.dataset(run, args.dataset)
     runtime.open_log(run, inputs.data_name(data))
     size = (args.height, args.width)
@@ -156,9 +157,14 @@ def main(args):
     )
     labels = torch.from_numpy(np.ascontiguousarray(datasets.labels(data.train)))
     model, optimizer, centres, scheduler = build(args, run, int(labels.max()) + 1, inputs.data_name(data))
+    if leaked := protocols.test_images_behind(weights_file(args, inputs.data_name(data))):
+        run.args["test_images_of"] = leaked
     grad_scaler = runtime.scaler(run)
     augment = transforms.Augment(
-        erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
+        pad=10 * args.height // 256,
+        erase_law="uniform",
+        erase_fill=ERASE_FILL[variants(args)["erase"]],
+        channels_last=True,
     )
     for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
@@ -173,6 +179,7 @@ def main(args):
         **inputs.MARKET_PROTOCOL,
         "protocols": ", ".join(args.protocol),
         "centroid_distractors": args.centroid_distractors,
+        **({"pretrained_on_test_images": True} if protocols.seen(run.args, inputs.data_name(data)) else {}),
     }
     path = runtime.record(run, run.extra["last"], inputs.describe(data), protocol, epoch=args.epochs)
     runtime.say(run, f"result in {path}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import commandline
 from common.checkpoints import replace
 from results import curves, page, schema, tables
 from results.printing import (
@@ -51,10 +52,11 @@ run with other flags than its row's. mAP and Rank-k are per cent.
 A result file `<project>/<data>/<row>/seed<k>.json` holds `schema`, `project`, `row`, `seed`, `command` and `args`
 (how to repeat it), `git` (commit, dirty), `metrics` (retrieval metrics as fractions), `epoch` and `selection` (`last`
 or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, digest of the file list), `env`
-(versions, GPU, processes, precision), `wall_s` and `peak_mib`; beside it `seed<k>.log.jsonl` is the log, one object
-an epoch. A file is refused, by name, if its schema is unknown, a field is missing, its path contradicts its content,
-a retrieval metric leaves [0, 1], or synthetic and real data are confused; runs of one row may differ in the seed
-only. A picture figures/<project>-*.png or .jpg appears on the page under the caption that a README gives it.
+(versions, GPU, processes, precision), `wall_s` and `peak_mib` (null on Windows, unless of a GPU); beside it
+`seed<k>.log.jsonl` is the log, one object an epoch. A file is refused, by name, if its schema is unknown, a field is
+missing, its path contradicts its content, a retrieval metric leaves [0, 1], or synthetic and real data are confused;
+runs of one row may differ in the seed only. A picture figures/<project>-*.png or .jpg appears on the page under the
+caption that a README gives it.
 """
 
 
@@ -62,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results/render.py", description=__doc__.splitlines()[0])
     parser.add_argument("projects", nargs="*", metavar="PROJECT", help="print only these (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    return parser.parse_args(argv)
+    return parser.parse_args(commandline.words(argv))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 import yaml
 
-from common import checkpoints, datasets
+from common import checkpoints, commandline, datasets
 from results import schema, tables
 from results.schema import Refused
 
@@ -46,6 +46,7 @@ class Job:
     seed: int
     script: str
     flags: list[str]
+    folder: str = ""  # the row's name, or custom-<hash> where flags after -- change the row
     status: str = "new"  # done | continue | new
     remark: str = ""
     needs: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class Job:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags, and in `extra` whatever follows a lone --."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = commandline.words(argv)
     argv, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(
         prog="results/reproduce.py",
@@ -123,7 +124,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         )
     if args.dry_run:
         return 0
-    before = [(number, signal.signal(number, _interrupt)) for number in (signal.SIGTERM, signal.SIGHUP)]
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # Windows has none
+    before = [(number, signal.signal(number, _interrupt)) for number in (signal.SIGTERM, *hangup)]
     try:
         return run_all(root, args, jobs)
     finally:
@@ -206,6 +208,7 @@ def _planned(root: Path, spec: dict, args: argparse.Namespace, project: str, row
         project, row, seed, spec.get("script", "train.py"), flags + args.extra, needs=tuple(spec.get("needs", []))
     )
     expected = vars(schema.row_args(root, project, job.script, tuple(job.flags)))
+    job.folder = expected["row"]
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / "results"
     for path in _files(results_dir, job, f"seed{seed}.json"):
         result = schema.read(path, results_dir)
@@ -217,8 +220,9 @@ def _planned(root: Path, spec: dict, args: argparse.Namespace, project: str, row
             return job
         text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
         job.remark = f"{path} has other flags: {text}"
-    begun = _files(args.logs_dir or root / "logs", job, f"seed{seed}/checkpoint_[0-9]*.pt")
-    epochs = [checkpoints.epoch_of(path) for path in begun if schema.synthetic_size(_data_of(path, row)) == size]
+    folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
+    begun = [checkpoints.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]
+    epochs = [checkpoints.epoch_of(path) for path in begun if path is not None]
     if max(epochs, default=0) and not job.remark:
         job.status, job.remark = "continue", f"after epoch {max(epochs)}"
     return job
@@ -231,14 +235,14 @@ def _from_root(folder: Path, root: Path) -> str:
 
 
 def _files(base: Path, job: Job, name: str) -> list[Path]:
-    """The files <base>/<project>/<data>/<row>/<name> of any data."""
-    folders = sorted(path / job.row for path in (Path(base) / job.project).glob("*") if path.is_dir())
+    """The files and folders <base>/<project>/<data>/<row>/<name> of any data."""
+    folders = sorted(path / job.folder for path in (Path(base) / job.project).glob("*") if path.is_dir())
     return [path for folder in folders for path in sorted(folder.glob(name))]
 
 
-def _data_of(checkpoint: Path, row: str) -> str:
-    """The folder <data> of .../<data>/<row>/seed<k>/checkpoint_<e>.pt."""
-    return checkpoint.parents[1 + len(Path(row).parts)].name
+def _data_of(log_folder: Path, row: str) -> str:
+    """The folder <data> of .../<data>/<row>/seed<k>."""
+    return log_folder.parents[len(Path(row).parts)].name
 
 
 def listing(root: Path, rows: dict[str, dict], chosen: list[tuple[str, str]], results_dir: Path | None = None) -> str:
@@ -324,9 +328,9 @@ def run_one(root: Path, job: Job, gpus: int) -> int:
     try:
         return child.wait()
     except KeyboardInterrupt:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for force in (False, True):
             try:
-                os.killpg(child.pid, number)
+                _end(child, force)
                 child.wait(PATIENCE_S)
                 break
             except subprocess.TimeoutExpired:
@@ -334,6 +338,14 @@ def run_one(root: Path, job: Job, gpus: int) -> int:
             except ProcessLookupError:
                 break
         raise
+
+
+def _end(child: subprocess.Popen, force: bool) -> None:
+    """Ask the child's process group to end, or make it; Windows has no groups, and there both kill the child."""
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL if force else signal.SIGTERM)
+    else:
+        child.terminate()
 
 
 def _planned_again(root: Path, args: argparse.Namespace, job: Job) -> bool:

@@ -17,7 +17,7 @@ from functools import cache
 from numbers import Real
 from pathlib import Path
 
-from common import records, runtime
+from common import flags, records
 
 KEYS = {
     "schema": int,
@@ -34,7 +34,7 @@ KEYS = {
     "data": dict,
     "env": dict,
     "wall_s": Real,
-    "peak_mib": Real,
+    "peak_mib": (Real, type(None)),
 }
 DATA_KEYS = {"name", "kind", "images", "ids", "cams", "digest"}
 SELECTIONS = ("last", "best_on_test")
@@ -174,15 +174,15 @@ def _check_metrics(path: Path, metrics: dict) -> None:
 
 def method(args: dict) -> dict:
     """The flags that define a training, without what only says where and on what it ran."""
-    return {key: value for key, value in runtime.method_flags(args).items() if key != "data_name"}
+    return {key: value for key, value in flags.method_flags(args).items() if key != "data_name"}
 
 
 def differences(stored: dict, expected: dict) -> dict[str, tuple]:
-    """Method flags on which two argument dictionaries disagree: {flag: (stored, expected)}.
+    """Method flags on which two argument dictionaries disagree, files by content: {flag: (stored, expected)}.
 
     Only flags that both know are compared, so that adding a flag later does not disown older results.
     """
-    stored, expected = _plain(method(stored)), _plain(method(expected))
+    stored, expected = (_plain(method(args)) for args in flags.compared(stored, expected))
     return {
         key: (stored[key], expected[key])
         for key in sorted(stored.keys() & expected.keys())

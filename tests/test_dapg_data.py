@@ -1,6 +1,5 @@
 """SYSU-MM01, RegDB and LUPerson: readers, protocols, bad input, and the corrupted benchmark."""
 
-import pickle
 import random
 import shutil
 
@@ -10,7 +9,7 @@ import torch
 from dapg_trees import write_luperson, write_regdb, write_sysu
 
 from common import datasets, evaluation, images
-from common.datasets import luperson, regdb, sysu
+from common.datasets import regdb, sysu
 from common.synthetic import layouts
 from dapg import corruptions
 from dapg.data import CorruptedStore, subset
@@ -209,54 +208,6 @@ def test_luperson_folder_is_read_recursively_and_subset_is_seeded(tree):
     assert subset(data.train, 0, 0) == data.train
     with pytest.raises(ValueError, match="only 40"):
         subset(data.train, 41, 0)
-
-
-def write_keys(folder, keys):
-    folder.mkdir(parents=True)
-    (folder / "data.mdb").write_bytes(b"")
-    (folder / "keys.pkl").write_bytes(pickle.dumps(keys))
-
-
-@pytest.mark.parametrize("keys", [["b", "a"], {"keys": [b"b", b"a"], "vids": [1, 2]}], ids=["list", "dictionary"])
-def test_lmdb_keys_may_be_a_list_or_a_dictionary(tmp_path, keys):
-    write_keys(tmp_path / "LUPerson" / "lmdb", keys)
-    assert [s.path.split(luperson.SEPARATOR)[1] for s in datasets.load("luperson", tmp_path).train] == ["a", "b"]
-
-
-class Payload:
-    def __reduce__(self):
-        return (print, ("ran",))
-
-
-def test_keys_cannot_run_code(tmp_path, capsys):
-    write_keys(tmp_path / "LUPerson" / "lmdb", Payload())
-    with pytest.raises(ValueError, match="no list of keys"):
-        datasets.load("luperson", tmp_path)
-    assert "ran" not in capsys.readouterr().out
-
-
-def test_an_lmdb_without_the_package_is_one_clear_sentence(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    luperson.environment.cache_clear()
-    write_keys(tmp_path / "LUPerson" / "lmdb", ["a"])
-    with pytest.raises(ValueError, match="pip install lmdb, or unpack the images into a folder"):
-        luperson.read(datasets.load("luperson", tmp_path).train[0].path)
-
-
-def test_a_real_lmdb_gives_the_folders_pixels(tree, tmp_path):
-    lmdb = pytest.importorskip("lmdb")
-    from dapg.data import LmdbStore
-
-    files = [s.path for s in datasets.load("luperson", tree).train[:5]]
-    with lmdb.open(str(tmp_path / "LUPerson.lmdb"), map_size=1 << 24) as env, env.begin(write=True) as transaction:
-        for i, file in enumerate(files):
-            transaction.put(f"k{i}".encode(), open(file, "rb").read())
-    data = datasets.load("luperson", tmp_path / "LUPerson.lmdb")
-    store = LmdbStore([s.path for s in data.train], (3, 64, 32), "bicubic", "off", torch.device("cpu"), None)
-    folder = images.open_images(files, 64, 32, cache="off")
-    assert torch.equal(store.gather(np.arange(5)), folder.gather(np.arange(5)))
-    with pytest.raises(ValueError, match="has no key"):
-        luperson.read(data.train[0].path + "x")
 
 
 # ------------------------------------------------------------------------------------------------------------------- -C

@@ -1,5 +1,6 @@
 """Data sets: the trees that users have, file names, protocol details, and one clear sentence for each mistake."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -15,8 +16,7 @@ from scipy.io import savemat
 
 from common import datasets
 from common.datasets import __main__ as command
-from common.datasets import luperson, market
-from common.datasets.base import HARMLESS
+from common.datasets import files, luperson, market
 
 MARKET = {
     "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0002_c2s1_000551_01.jpg", "0007_c3s3_077419_03.jpg"],
@@ -179,16 +179,19 @@ def test_half_a_tree_names_what_is_missing(tmp_path):
         datasets.load("market", tmp_path)
 
 
-def test_names_that_do_not_parse_are_named_and_harmless_ones_are_not(tmp_path):
+def test_images_whose_names_do_not_parse_are_an_error_and_leftovers_are_counted(tmp_path):
     write_tree(tmp_path, MARKET)
-    for harmless in ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg"):
-        (tmp_path / "query" / harmless).touch()
-    assert "thumbs.db" in HARMLESS and len(datasets.load("market", tmp_path).query) == 2
-    for bad in ("person.jpg", "0001_c1s1_000001_00.txt"):
-        (tmp_path / "query" / bad).touch()
-        with pytest.raises(ValueError, match=f"query: {bad}: no"):
-            datasets.load("market", tmp_path)
-        (tmp_path / "query" / bad).unlink()
+    for leftover in ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "0001_c1s1_000001_00.txt"):
+        (tmp_path / "query" / leftover).touch()
+    (tmp_path / "query" / "@eaDir").mkdir()
+    with pytest.warns(files.LeftOut, match=r"query: left out .*") as said:
+        assert len(datasets.load("market", tmp_path).query) == 2
+    (message,) = [str(one.message) for one in said if one.category is files.LeftOut]
+    assert "hidden or system entries: 4 (" in message and "files that are no images: 1 (0001_" in message
+    (tmp_path / "query" / "person.jpg").touch()
+    with pytest.raises(ValueError, match="query: person.jpg: not named as .*give a tree without them") as refused:
+        datasets.load("market", tmp_path)
+    assert "rename" not in str(refused.value) and "remove" not in str(refused.value)
 
 
 def test_empty_split_and_single_camera_are_errors(tmp_path):
@@ -227,8 +230,15 @@ def test_statistics_count_junk_and_distractors_apart(tmp_path):
 def test_order_does_not_depend_on_the_file_system_or_on_hashing(tmp_path, monkeypatch):
     write_tree(tmp_path, MARKET)
     expected = datasets.load("market", tmp_path)
-    original = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda self: random.sample(entries := list(original(self)), len(entries)))
+    original = os.scandir
+
+    @contextlib.contextmanager
+    def shuffled(folder):
+        with original(folder) as entries:
+            found = list(entries)
+        yield iter(random.sample(found, len(found)))
+
+    monkeypatch.setattr(os, "scandir", shuffled)
     for _ in range(5):
         assert datasets.load("market", tmp_path) == expected
     code = (

@@ -140,6 +140,18 @@ def test_features_that_are_not_finite_are_named_with_their_rows(bad):
         distances.knn(y, 2)
 
 
+def test_the_settings_of_precision_agree_with_each_other_inside_and_after():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with distances.fp32(torch.device("cpu")):
+            assert torch.backends.cuda.matmul.allow_tf32 is False  # raises where old and new settings are mixed
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.allow_tf32 is True
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_precision_settings_are_overridden_inside_and_restored_after():
     x = random_features(70, 256, 15)
     exact, near = distances.pairwise(x, x), distances.knn(x, 5)

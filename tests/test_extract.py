@@ -144,3 +144,16 @@ def test_bf16_is_near_and_answers_in_float32():
 def test_wrong_input_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         extract(**({"model": network(), "images": Pictures(9)} | change))
+
+
+def test_the_number_of_decoding_processes_is_the_callers(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from common import images
+
+    Image.new("RGB", (8, 16), (9, 9, 9)).save(tmp_path / "a.png")
+    store, asked = images.open_images([str(tmp_path / "a.png")], 16, 8, cache="off"), []
+    loader = images.DataLoader
+    monkeypatch.setattr(images, "DataLoader", lambda *a, **k: asked.append(k["num_workers"]) or loader(*a, **k))
+    extract(nn.Flatten(), store, workers=0)
+    assert asked == [0]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common import images
-from common.images import batches, default_cache_dir, open_images
+from common import images, store
+from common.images import batches, open_images
+from common.pixels import FILTERS
+from common.store import default_cache_dir
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def store_files(folder: Path) -> list[Path]:
 def test_pixels_equal_pil(paths, tmp_path, name, workers):
     store = open_images(paths, 32, 16, interpolation=name, cache_dir=tmp_path / "cache", workers=workers)
     got = store.gather(np.arange(150)).numpy()
-    expected = np.stack([reference(path, 32, 16, images.FILTERS[name]) for path in paths])
+    expected = np.stack([reference(path, 32, 16, FILTERS[name]) for path in paths])
     assert np.array_equal(got, expected) and got.dtype == np.uint8 and len(store) == 150
 
 
@@ -145,6 +147,56 @@ def test_full_disk_names_path_and_bytes_and_leaves_nothing(paths, tmp_path, monk
         open_images(paths, 32, 16, cache_dir=tmp_path / "cache")
     assert caught.value.errno == errno.ENOSPC and str(tmp_path / "cache") in str(caught.value)
     assert store_files(tmp_path / "cache") == []
+
+
+def refuse(number):
+    """A system call that the file system does not know."""
+
+    def call(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_drive_without_locks_is_worked_on_without_and_another_process_keeps_its_file(
+    paths, tmp_path, monkeypatch, number
+):
+    cache = tmp_path / "cache"
+    expected = open_images(paths, 32, 16, cache_dir=cache).gather([0, 149])
+    (file,) = store_files(cache)
+    theirs = file.with_name(f"{file.name}.4711-0.tmp")
+    file.rename(theirs)
+    monkeypatch.setattr(store.fcntl, "flock", refuse(number))
+    with pytest.warns(UserWarning, match=f"{cache} cannot be locked .*--cache-dir on a local disk") as said:
+        assert torch.equal(open_images(paths, 32, 16, cache_dir=cache).gather([0, 149]), expected)
+    assert len(said) == 1 and store_files(cache) == [file, theirs]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_drive_that_cannot_reserve_space_is_written_without(paths, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "posix_fallocate", refuse(number))
+    pixels = open_images(paths, 32, 16, cache_dir=tmp_path / "cache").gather([149])
+    assert torch.equal(pixels, open_images(paths, 32, 16, cache="off").gather([149]))
+
+
+def test_a_drive_that_cannot_map_files_is_read_into_memory(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "memmap", refuse(errno.ENODEV))
+    with pytest.warns(UserWarning, match="cache cannot map files .No such device., .*230,528 bytes.*--cache-dir"):
+        pixels = open_images(paths, 32, 16, cache_dir=tmp_path / "cache")
+    assert torch.equal(pixels.gather([149]), open_images(paths, 32, 16, cache="off").gather([149]))
+
+
+def test_an_image_of_a_disk_limit_is_named_like_a_full_disk(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", refuse(errno.EFBIG))
+    with pytest.raises(OSError, match="no space for 230,400 bytes .File too large.*--cache-dir"):
+        open_images(paths, 32, 16, cache_dir=tmp_path / "cache")
+
+
+def test_a_finished_store_is_read_from_a_folder_that_cannot_be_written(paths, tmp_path, monkeypatch):
+    first = open_images(paths, 32, 16, cache_dir=tmp_path / "cache").gather([4])
+    monkeypatch.setattr(store, "locked", lambda folder: pytest.fail("took the lock"))
+    assert torch.equal(open_images(paths, 32, 16, cache_dir=tmp_path / "cache").gather([4]), first)
 
 
 def test_cache_folder_that_cannot_be_written_names_the_option(paths, tmp_path):
@@ -254,8 +306,8 @@ def test_bad_arguments_are_named(paths, change, words):
         open_images(**{**dict(paths=paths, height=32, width=16), **change})
 
 
-def test_no_cache_reads_pickles(tmp_path):
-    source = Path(images.__file__).read_text()
+def test_no_cache_reads_pickles():
+    source = Path(store.__file__).read_text()
     assert "allow_pickle=False" in source and "allow_pickle=True" not in source
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from aff_scl import test as aff_test
 from aff_scl import train as aff_train
 from aff_scl.model import convert_dsbn
 from common import datasets, images, own_images, runtime, transforms
+from common.datasets import files
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
 from dapg import agw
@@ -34,7 +37,7 @@ PROJECTS = {  # project -> its test script, the flags of a tiny training, the ne
     "aff_scl": (
         aff_test,
         lambda: aff_train.parse_args([*SIZE, "--backbone", "resnet18"]),
-        lambda args: aff_train.build_model(args, 0, 1),
+        lambda args: aff_train.build_model(args, 0),
     ),
     "convnext_ap": (
         convnext_test,
@@ -283,8 +286,8 @@ def cut(path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("--query a", "--query DIR needs --gallery"),
-        ("--gallery a", "--gallery DIR needs --query"),
+        ("--query a", "--query PATH needs --gallery"),
+        ("--gallery a", "--gallery PATH needs --query"),
         ("--export a.onnx", "must end in .pt2"),
         ("--query a --gallery b --top -1", "at least 0"),
     ],
@@ -318,6 +321,53 @@ def test_names_in_the_form_of_market_give_ids_and_top_cuts_the_list(tmp_path):
     assert np.allclose(feats, transforms.normalize(store.gather(torch.arange(3))).mean((2, 3)), atol=1e-5)
 
 
+def test_a_query_may_be_one_image(tmp_path):
+    for name, number in (("q.png", 1), ("gallery/a.png", 0), ("gallery/b.png", 1)):
+        picture(tmp_path / name, number)
+    given = {"query": str(tmp_path / "q.png"), "gallery": str(tmp_path / "gallery")}
+    own_images.run(flags(**given), Mean(), (8, 4), tmp_path / "out")
+    lines = list(csv.DictReader((tmp_path / "out" / "ranking.csv").open()))
+    assert [line["query"] for line in lines] == [str(tmp_path / "q.png")] * 2
+    assert Path(lines[0]["gallery"]).name == "b.png"
+    with pytest.raises(FileNotFoundError, match="--query .*c.png: no such folder or image"):
+        own_images.run(flags(**{**given, "query": str(tmp_path / "c.png")}), Mean(), (8, 4), tmp_path)
+
+
+@pytest.mark.parametrize("out", ["", "found", "deep/found"])
+def test_results_written_into_the_gallery_are_never_ranked(tmp_path, out):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    picture(tmp_path / "deep" / "ranking.png", 7)  # no list lies beside it: a picture of the user's
+    given = {"query": str(tmp_path), "gallery": str(tmp_path)}
+    texts = []
+    for other in (out, out, "elsewhere", out):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            own_images.run(flags(**given), Mean(), (8, 4), tmp_path / other)
+        texts.append((tmp_path / other / "ranking.csv").read_text())
+    assert len(set(texts)) == 1 and len(texts[0].splitlines()) == 1 + 4 * 4
+    with pytest.warns(files.LeftOut, match="pictures of earlier results: 2 .ranking.png, ranking.png"):
+        own_images.listed("--gallery", str(tmp_path))
+
+
+def test_names_that_are_no_utf8_reach_every_output_byte_for_byte(tmp_path, capsys):
+    raw = os.fsencode(tmp_path) + "/\u4eba".encode("gbk")
+    os.mkdir(raw)
+    for number in range(2):
+        picture(tmp_path / "a.png", number)
+        os.rename(tmp_path / "a.png", raw + "/\u4eba".encode("gbk") + b"%d.png" % number)
+    folder = os.fsdecode(raw)
+    given = {"query": folder, "gallery": folder, "export_features": os.path.join(folder, "feats")}
+    own_images.run(flags(**given), Mean(), (8, 4), Path(folder))
+    wanted = [raw + b"/" + "\u4eba".encode("gbk") + b"%d.png" % number for number in range(2)]
+    text = (Path(folder) / "ranking.csv").read_bytes()
+    assert all(text.count(name) == 4 for name in wanted)
+    rows = [json.loads(line) for line in (Path(folder) / "feats" / "features.jsonl").read_text().splitlines()]
+    assert [os.fsencode(row["path"]) for row in rows] == wanted * 2
+    said = capsys.readouterr().out
+    assert "\u4eba" in said.encode().decode() and (Path(folder) / "ranking.png").is_file()
+
+
 def test_a_descriptor_means_over_the_mirror_image_before_what_comes_after():
     x = torch.randn(2, 3, 4, 4)
     corner = nn.Flatten()
@@ -335,7 +385,7 @@ class OfOneSize(nn.Module):
 @pytest.mark.parametrize("build", [
     lambda: prsnet_train.build_model(prsnet_train.parse_args([*SIZE, *MAE]), 5),
     *[lambda arch=arch: pixel_model.build(arch, 5, "resnet18") for arch in ("pcb", "hpm")],
-    lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0, 1)),
+    lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0)),
 ], ids=["prsnet mae", "pixel_sampling pcb", "pixel_sampling hpm", "aff_scl with a BN a domain"])  # fmt: skip
 def test_other_networks_of_the_projects_are_exported_too(build, tmp_path, capsys):
     own_images.export(own_images.Descriptor(build()), (64, 32), tmp_path / "net.pt2")

@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_mask_is_named(tmp_path):
     Image.new("RGB", (50, 90)).save(tmp_path / "rgb.png")
     assert "mode P or L, this has RGB" in error(mask=str(tmp_path / "rgb.png"))
     (tmp_path / "cut.png").write_bytes((tmp_path / "seven.png").read_bytes()[:60])
-    assert "cut.png: cannot be read" in error(mask=str(tmp_path / "cut.png"))
+    assert "cut.png: cannot be decoded" in error(mask=str(tmp_path / "cut.png"))
     np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
     assert "scores (h, w, 6)" in error("npy6", mask=str(tmp_path / "flat.npy"))
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)

@@ -12,6 +12,7 @@ from conftest import PYTHON, ROOT, child_environment, script
 from PIL import Image
 from torch import nn
 
+from common.datasets import files
 from pixel_sampling import parse, schp
 from pixel_sampling.masks import LUT, palette
 
@@ -250,3 +251,23 @@ def test_parse_tool_explains_what_is_missing(tmp_path, make, message, capsys):
     make(tmp_path / "x")
     assert parse.main(["--root", str(tmp_path / "x"), "--ckpt", "none"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_links_is_parsed_and_masks_inside_it_are_no_images(tmp_path):
+    for name in ("disk/a.jpg", "photos/b.WEBP", "photos/@eaDir/t.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(tmp_path / name)
+    photos = tmp_path / "photos"
+    (photos / "part2").symlink_to(tmp_path / "disk")
+    (photos / "masks").mkdir()
+    Image.new("L", (8, 16)).save(photos / "masks" / "b.png")
+    (tmp_path / "link").symlink_to(photos / "masks")
+    for out in (photos / "masks", tmp_path / "link"):
+        with pytest.warns(files.LeftOut, match="hidden or system entries: 1 .@eaDir"):
+            pairs = parse.listed(*parse.folders(photos, str(out)))
+        assert pairs == [(photos / "b.WEBP", out / "b.png"), (photos / "part2/a.jpg", out / "part2/a.png")]
+    with pytest.raises(ValueError, match="photos is the folder of the images; give the masks a folder of their own"):
+        parse.folders(photos, str(photos))
+    Image.new("RGB", (8, 16)).save(photos / "b.jpg")
+    with pytest.raises(ValueError, match="b.jpg and .*b.WEBP would both be written to .*b.png; parse one of them from"):
+        parse.listed(photos, photos / "masks")

@@ -1,4 +1,4 @@
-"""PRSNet: the losses against loops written from the equations, and images that are not there (spec checks 4, 5)."""
+"""PRSNet: the losses against loops written from the equations, and images that are not there."""
 
 import numpy as np
 import pytest
@@ -50,16 +50,18 @@ def loop(form, feats, masked, real, margin=0.5, dist="l2"):
             elif form == "mctl":
                 own = distance(q, (c + l1 * m) / (1 + l1), dist)
                 others = [distance(q, (taking[o][1] + l2 * taking[o][2]) / (1 + l2), dist) for o in taking if o != p]
-            else:
-                own = ((q - l1 * m - c) ** 2).sum()
-                others = [((q - l2 * taking[o][2] - taking[o][1]) ** 2).sum() for o in taking if o != p]
+            else:  # as printed: squared, c_N and m_N over the images of all other identities
+                weights = [taking[o][3] for o in taking if o != p]
+                c_n, m_n = (np.average([taking[o][k] for o in taking if o != p], 0, weights) for k in (1, 2))
+                l1, l2 = (l1, l2) if form == "mctl-literal" else (0, 0)
+                own, others = ((q - l1 * m - c) ** 2).sum(), [((q - l2 * m_n - c_n) ** 2).sum()]
             terms.append(max(0.0, own - min(others) + margin))
         slots.append(np.mean(terms))
     return np.mean(slots)
 
 
 @pytest.mark.parametrize("dist", losses.DISTANCES)
-@pytest.mark.parametrize("form", ["ctl", "mctl", "mctl-literal"])
+@pytest.mark.parametrize("form", ["ctl", "ctl-literal", "mctl", "mctl-literal"])
 @pytest.mark.parametrize("change", [lambda real: real, holed], ids=["full", "holes"])
 def test_eq3_and_eq4_equal_a_loop(form, dist, change):
     feats, masked, real = batch()
@@ -70,41 +72,50 @@ def test_eq3_and_eq4_equal_a_loop(form, dist, change):
 
 
 def test_lambdas_of_a_full_batch_are_1_and_15_sixteenths():
-    lambda1, lambda2 = losses.lambdas(torch.full((16,), 3), torch.ones(16, dtype=torch.bool))
+    lambda1, lambda2 = losses.lambdas(torch.full((16,), 3))
     assert torch.allclose(lambda1, torch.tensor(1 / 16)) and torch.allclose(lambda2, torch.tensor(15 / 16))
 
 
-def test_mctl_with_lambdas_zero_is_ctl(monkeypatch):
+@pytest.mark.parametrize("ending", ["", "-literal"])
+def test_mctl_with_lambdas_zero_is_ctl(monkeypatch, ending):
     feats, masked, real = batch()
-    monkeypatch.setattr(losses, "lambdas", lambda counts, valid: (torch.zeros(P), torch.zeros(P)))
-    a, b = (losses.centroid_loss(form, feats, masked, holed(real)) for form in ("mctl", "ctl"))
+    monkeypatch.setattr(losses, "lambdas", lambda n: (torch.zeros(P), torch.zeros(P)))
+    a, b = (losses.centroid_loss(form + ending, feats, masked, holed(real)) for form in ("mctl", "ctl"))
     assert a.item() == pytest.approx(b.item(), rel=1e-6)
 
 
-def authors_loop(feats, masked, real, margin=0.5):
+def authors_loop(form, feats, masked, real, margin=0.5, dist="l2"):
     """Every row of [queries, centroids] is an anchor, mined among all rows; a second stack has masked centroids."""
-    feats, masked, slots = feats.double().numpy(), masked.double().numpy(), []
+    feats, masked, real, slots = feats.double().numpy(), masked.double().numpy(), real.numpy(), []
     for i in range(K):
-        rest = [j for j in range(K) if j != i]
-        stacks = [(feats[:, i], feats[:, rest].mean(1)), (feats[:, i], masked[:, rest].mean(1))]
-        terms = []
-        for row in range(2 * P):
+        rest = {p: [j for j in range(K) if j != i and real[p, j]] for p in range(P) if real[p, i]}
+        ids = [p for p in rest if rest[p]]
+        stacks = [([feats[p, i] for p in ids], [feats[p, rest[p]].mean(0) for p in ids])]
+        if form == "mctl-authors":
+            stacks.append((stacks[0][0], [masked[p, rest[p]].mean(0) for p in ids]))
+        terms, n = [], len(ids)
+        for row in range(2 * n):
             total = 0.0
             for stack in stacks:
                 rows = np.concatenate(stack)
-                d = [distance(rows[row], other, "l2") for other in rows]
-                total += max(d[k] for k in range(2 * P) if k % P == row % P) - min(
-                    d[k] for k in range(2 * P) if k % P != row % P
+                d = [distance(rows[row], other, dist) for other in rows]
+                total += max(d[k] for k in range(2 * n) if k % n == row % n) - min(
+                    d[k] for k in range(2 * n) if k % n != row % n
                 )
             terms.append(max(0.0, total + margin))
-        slots.append(np.mean(terms))
+        if n > 1:
+            slots.append(np.mean(terms))
     return np.mean(slots)
 
 
-def test_authors_form_equals_a_loop_over_both_stacks():
+@pytest.mark.parametrize("dist", losses.DISTANCES)
+@pytest.mark.parametrize("form", ["ctl-authors", "mctl-authors"])
+@pytest.mark.parametrize("change", [lambda real: real, holed], ids=["full", "holes"])
+def test_authors_forms_equal_a_loop_over_their_stacks_in_either_distance(form, dist, change):
     feats, masked, real = batch()
-    assert losses.centroid_loss("mctl-authors", feats, masked, real).item() == pytest.approx(
-        authors_loop(feats, masked, real), rel=1e-4
+    real = change(real)
+    assert losses.centroid_loss(form, feats, masked, real, dist=dist).item() == pytest.approx(
+        authors_loop(form, feats, masked, real, dist=dist), rel=1e-4
     )
 
 
@@ -125,10 +136,11 @@ def test_authors_form_without_holes_doubles_both_distances():
 @pytest.mark.parametrize("form", [form for form in losses.FORMS if form != "none"])
 def test_slots_without_an_image_change_no_value_and_no_gradient(form):
     feats, masked, real = batch()
-    real, found = holed(real), []
+    real, found, labels = holed(real), [], torch.arange(P)
     for fill in (0.0, 1000.0):
         f, m = (torch.where(real[..., None], part, fill).requires_grad_(True) for part in (feats, masked))
         loss = losses.centroid_loss(form, f, m, real) + losses.triplet(f, real)
+        loss = loss + losses.identity_loss(f, labels, real) + losses.centre_loss(f, labels, real, torch.eye(P, D))
         loss.backward()
         assert (f.grad[~real] == 0).all() and (m.grad is None or (m.grad[~real] == 0).all())
         found.append((loss.item(), f.grad))
@@ -160,21 +172,26 @@ def test_duplicates_and_batches_of_one_person_give_finite_gradients():
     assert losses.centroid_loss("mctl", feats, feats, lonely).item() == 0 and losses.triplet(feats, lonely).item() == 0
 
 
+def test_identity_loss_is_the_smoothed_cross_entropy_of_the_images_that_are_there():
+    feats, _, real = batch()
+    real, labels, terms = holed(real), torch.tensor([6, 2, 0, 5, 1]), []
+    for p, k in real.nonzero().tolist():
+        log_p = feats[p, k].double().log_softmax(0)
+        terms.append(-0.9 * log_p[labels[p]].item() - 0.1 * log_p.mean().item())
+    assert losses.identity_loss(feats, labels, real).item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
 def test_centre_loss_pulls_features_by_its_weight_and_centres_by_one():
-    draw = torch.Generator().manual_seed(0)
-    feats, centres = (
-        torch.randn(6, D, generator=draw, requires_grad=True),
-        torch.randn(3, D, generator=draw, requires_grad=True),
-    )
-    labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    loss = losses.centre_loss(feats, labels, centres)
-    plain = (feats - centres[labels]).square().sum(1).mean()
+    feats, _, real = batch()
+    real, labels, centres = holed(real), torch.tensor([2, 0, 1, 5, 3]), torch.randn(6, D, requires_grad=True)
+    feats.requires_grad_(True)
+    loss = losses.centre_loss(feats, labels, real, centres)
+    plain = torch.stack([(feats[p, k] - centres[labels[p]]).square().sum() for p, k in real.nonzero()]).mean()
     assert loss.item() == pytest.approx(5e-4 * plain.item(), rel=1e-3)
     loss.backward()
     by_feats, by_centres = torch.autograd.grad(plain, (feats, centres))
-    assert torch.allclose(feats.grad, 5e-4 * by_feats, atol=1e-8) and torch.allclose(
-        centres.grad, by_centres, atol=1e-6
-    )
+    torch.testing.assert_close(feats.grad, 5e-4 * by_feats, atol=1e-8, rtol=1e-5)
+    torch.testing.assert_close(centres.grad, by_centres, atol=1e-6, rtol=1e-5)
 
 
 def test_unknown_forms_and_missing_masked_features_are_named():

@@ -1,12 +1,13 @@
-"""PRSNet: masks, sizes to the unit, exact folding, the separate masked pass, MAE's tokens (spec checks 1, 2, 3, 7)."""
+"""PRSNet: masks, sizes to the unit, exact folding, the separate masked pass, MAE's tokens."""
 
 import numpy as np
+import prsnet_small as small
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prsnet import masking
+from prsnet import flags, masking, pretrain, train
 from prsnet.deploy import compare, random_encoder
 from prsnet.mae import MAE, MAEFeature, ViTEncoder, patches, position_code, unpatch, visible
 from prsnet.model import SIZES, ConvBlock, Decoder, Encoder, PRSNet, RepDepthwise, fold, frozen_statistics
@@ -298,3 +299,30 @@ def test_a_mask_of_another_ratio_is_refused_by_the_transformer():
         ViTEncoder(64, 32, (4, 2), TINY).tokens(
             torch.zeros(1, 3, 64, 32), masking.random_mask(1, (16, 16), 0.5, draw())
         )
+
+
+# ------------------------------------------------------------------------------------------------------ what comes out
+
+
+def test_retrieval_is_by_features_behind_the_neck():
+    args = flags.train_args([*small.WORDS, "--weights", "none"])
+    model, x = train.build_model(args, 3).eval(), torch.randn(4, 3, 64, 32)
+    model.neck.running_mean.normal_()
+    model.neck.running_var.uniform_(0.5, 2.0)
+    model.neck.weight.data.uniform_(0.5, 2.0)
+    f = model.encoder(x)
+    expected = (f - model.neck.running_mean) / (model.neck.running_var + 1e-5).sqrt() * model.neck.weight
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("model", ["prsnet", "mae"])
+def test_under_bf16_what_leaves_a_network_is_not_rounded(model):
+    words = [*small.WORDS, "--model", model, "--amp", "bf16"]
+    x, masked = torch.randn(4, 3, 64, 32), masking.random_mask(4, (16, 16), 0.75, draw())
+    reid = train.build_model(flags.train_args([*words, "--weights", "none"]), 3).train()
+    autoencoder = pretrain.build_model(flags.pretrain_args(words))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [*reid(x, masked), reid.eval()(x), autoencoder(x, masked)]
+        assert torch.nn.Linear(32, 32)(x).dtype == torch.bfloat16
+    for value in outputs:
+        assert value.dtype == torch.float32 and (value != value.bfloat16()).float().mean() > 0.9

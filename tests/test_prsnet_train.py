@@ -1,11 +1,10 @@
-"""PRSNet end to end at the smallest size: pre-training, resuming, fine-tuning, folding, pictures, several processes,
-and what is said about wrong input (spec checks 8, 9)."""
+"""PRSNet end to end at the smallest size: pre-training, resuming, fine-tuning, folding, pictures, and what is said
+about wrong input."""
 
 import json
 import subprocess
-import textwrap
 
-import numpy as np
+import prsnet_small as small
 import pytest
 import torch
 from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_when, script
@@ -13,24 +12,14 @@ from PIL import Image
 from test_resume import assert_equal
 
 from common import checkpoints
-from prsnet import deploy, flags, pretrain, protocols, test, train
+from prsnet import deploy, flags, masking, pretrain, protocols, test, train
 
-TINY = "--size tiny --height 64 --width 32 --mask-block 4 2 --workers 1".split()
+TINY = small.WORDS
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """40 striped crops, and a miniature Market-1501, in one --data-dir."""
-    from conftest import write_market
-
-    root = write_market(tmp_path_factory.mktemp("data"))
-    folder, draw = root / "prsnet_pretrain" / "coco", np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for n in range(40):
-        picture = np.repeat(np.repeat(draw.integers(0, 256, (4, 1, 3)), 16, 0), 32, 1)
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{n:03d}.jpg")
-    (root / "prsnet_pretrain" / "manifest.jsonl").write_text("{}\n" * 40)
-    return root
+    return small.people(tmp_path_factory.mktemp("data"), 40)
 
 
 def command(data_dir, out, *more):
@@ -119,6 +108,20 @@ def test_killed_pretraining_continues_to_the_bit(data_dir, tmp_path, launcher):
     assert logs[0] == logs[1] and logs[0].count("\n") == 20
 
 
+def test_a_pretraining_of_its_own_ends_with_the_command_that_finds_it(data_dir, tmp_path, capsys):
+    best = pretrained(data_dir, tmp_path, "--batch-size", 40)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "custom-" in said and said.startswith("fine-tune from it: python prsnet/train.py")
+    args = flags.train_args(said.partition("train.py ")[2].split())
+    assert flags.weights_file(args, "market") == best
+    train.build(
+        args,
+        type("Run", (), {"main": True, "world_size": 1, "device": torch.device("cpu"), "args": {"compile": False}}),
+        3,
+        "market",
+    )
+
+
 def test_best_checkpoint_is_the_epoch_of_lowest_loss_and_its_args_are_plain(best):
     log = [json.loads(line) for line in (best.parent / "log.jsonl").read_text().splitlines()]
     state = checkpoints.read(best)
@@ -155,37 +158,6 @@ def test_the_other_networks_pretrain_too(data_dir, tmp_path, more):
     pretrain.main(flags.pretrain_args(command(data_dir, tmp_path, "--batch-size", 20, "--epochs", 2, *more)))
     metrics = json.loads(only(tmp_path / "results", "seed0.json").read_text())["metrics"]
     assert metrics.keys() == {"masked_mse", "mean_colour_mse", "loss", "best_loss"}
-
-
-def test_two_processes_step_like_one_with_the_joined_batch(tmp_path):
-    path = tmp_path / "program.py"
-    path.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(ROOT)!r})
-        import torch
-        from prsnet import masking
-        from prsnet.model import SIZES, PRSNet
-        torch.distributed.init_process_group("gloo")
-        rank, draw = torch.distributed.get_rank(), torch.Generator().manual_seed(0)
-        x, masked = torch.randn(8, 3, 64, 32, generator=draw).double(), masking.random_mask(8, (16, 16), 0.75, draw)
-        def step(model, rows):
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            masking.reconstruction_loss(x[rows], model(x[rows], masked[rows]), masked[rows]).backward()
-            optimizer.step()
-        models = []
-        for _ in range(2):
-            torch.manual_seed(1)
-            models.append(PRSNet(64, 32, "plain", SIZES["tiny"]).double())
-        step(torch.nn.parallel.DistributedDataParallel(models[0]), slice(4 * rank, 4 * rank + 4))
-        step(models[1], slice(0, 8))
-        worst = max((a - b).abs().max().item() for a, b in zip(models[0].parameters(), models[1].parameters()))
-        print("equal" if worst < 1e-5 else f"differ by {{worst}}", flush=True)
-        torch.distributed.destroy_process_group()
-        """)
-    )
-    done = script(path, launcher=TORCHRUN)
-    assert done.stdout.splitlines() == ["equal", "equal"], done.stdout + done.stderr
 
 
 def test_shell_script_passes_its_environment_on_and_resumes():
@@ -235,24 +207,59 @@ def test_the_other_ways_to_finetune_run(data_dir, tmp_path, best, more):
     assert only(tmp_path / "results", "seed0.json").is_file()
 
 
-def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(data_dir, tmp_path):
+def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen():
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", "none"])
+    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "rank": 0, "args": {"compile": False}})
     torch.manual_seed(0)
-    model = train.build_model(args, 3).train()
-    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    model, optimizer, centres, _ = train.build(args, run, 3, "market")
+    before = {k: v.detach().clone() for k, v in model.train().named_parameters()}
     draw = torch.Generator().manual_seed(0)
     real = torch.tensor([[True] * 4, [True, True, True, False]])
-    x, labels = torch.randn(7, 3, 64, 32, generator=draw), torch.tensor([0, 0, 0, 0, 1, 1, 1])
-    from prsnet import masking
-
-    output = model(x, masking.random_mask(7, (16, 16), 0.75, draw))
-    loss, parts = train.objective(args, model, output, real, labels)
+    x, labels = torch.randn(7, 3, 64, 32, generator=draw), torch.tensor([0, 1])
+    output = train.global_batch(run, model(x, masking.random_mask(7, (16, 16), 0.75, draw)), real)
+    assert output.feats.shape == output.masked.shape == (2, 4, 64) and output.logits.shape == (2, 4, 3)
+    assert not output.feats[1, 3].any() and output.feats[real].all()
+    loss, parts = train.objective(args, model.centres, output, real, labels)
     loss.backward()
-    torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01).step()
+    optimizer.step()
+    centres.step()
     kept = [k for k, v in model.named_parameters() if torch.equal(v, before[k])]
     assert kept == ["neck.bias"]  # frozen
-    assert train.spread(output.feats, real).shape == (2, 4, 64) and not train.spread(output.feats, real)[1, 3].any()
     assert set(parts) == {"id", "triplet", "centre", "centroid"}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4] and optimizer.defaults["lr"] == 3.5e-4
+    moved = (model.centres - before["centres"]).norm(dim=1)
+    assert moved[0] > 0.1 and moved[1] > 0.1 and moved[2] == 0  # by their own rate 0.5, whatever their weight 5e-4
+
+
+def test_weights_of_pretraining_arrive_in_the_encoder(best):
+    args = flags.train_args([*TINY, "--batch-size", "8", "--weights", str(best)])
+    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "main": True, "args": {"compile": False}})
+    model, *_ = train.build(args, run, 3, "market")
+    stored = {k: v for k, v in checkpoints.read(best)["state_dict"].items() if k.startswith("encoder.")}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
+    assert own.keys() == stored.keys() and all(torch.equal(own[k], v) for k, v in stored.items())
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ([], []),
+        (["--model", "mae", "--epochs", "3"], ["--model", "mae"]),
+        (["--preset", "authors"], ["--block", "plain"]),
+        (["--size", "small", "--synthetic", "small"], ["--size", "small", "--synthetic", "small"]),
+        (["--mask-block", "32", "8", "--bottleneck", "512"], ["--mask-block", "32", "8", "--bottleneck", "512"]),
+    ],
+)
+def test_pretraining_tells_the_command_that_starts_from_it(words, told, tmp_path):
+    args, file = flags.pretrain_args(words), tmp_path / "best.pt"
+    file.touch()
+    command = flags.fine_tuning(args, file).split()
+    assert command[:6] == ["python", "prsnet/train.py", "--dataset", "market", "--weights", str(file)]
+    assert command[6:] == told
+    finetuned = flags.train_args(command[2:])
+    assert flags.weights_file(finetuned, "market") == file
+    same = train.same_network(finetuned)
+    assert same == {name: getattr(args, name) for name in same}
 
 
 def test_folded_checkpoint_gives_the_same_metrics_and_loads_as_plain(finetuned, best, data_dir, tmp_path, capsys):

@@ -193,6 +193,36 @@ def test_an_interrupted_row_is_continued(root, capsys):
     assert calls(root)[0]["resume"] == "auto"
 
 
+def test_flags_after_a_dash_make_a_run_of_its_own_which_is_continued_and_found_done(tmp_path, capsys):
+    """aff_scl/table2/market with other flags is custom-<hash>; a copy of a checkpoint says nothing about its epochs."""
+    words = [
+        "aff_scl/table2/market",
+        "--results-dir",
+        str(tmp_path),
+        "--logs-dir",
+        str(tmp_path),
+        "--",
+        "--epochs",
+        "4",
+    ]
+    spec, args = schema.load_rows(ROOT, "aff_scl")["table2/market"], reproduce.parse_args(words)
+    job = reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0)
+    assert job.status == "new" and job.folder.startswith("custom-")
+    folder = tmp_path / "aff_scl" / "market" / job.folder / "seed0"
+    folder.mkdir(parents=True)
+    for name in ("checkpoint_0002.pt", "checkpoint_0009_best.pt", "checkpoint_0009 (1).pt"):
+        (folder / name).touch()
+    job = reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0)
+    assert (job.status, job.remark) == ("continue", "after epoch 2")
+    flags = vars(schema.row_args(ROOT, "aff_scl", "train.py", tuple(job.flags)))
+    result = {"schema": 1, "project": "aff_scl", "row": job.folder, "seed": 0, "command": "c", "git": {}, "env": {}}
+    result |= {"args": flags, "metrics": {"mAP": 0.5}, "epoch": 4, "selection": "last", "protocol": {}}
+    result |= {"wall_s": 1, "peak_mib": 1}
+    result["data"] = {"name": "market", "kind": "real", "images": 1, "ids": 1, "cams": 1, "digest": "d"}
+    (folder.parent / "seed0.json").write_text(json.dumps(result))
+    assert reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0).status == "done"
+
+
 def test_folders_can_be_chosen(root, tmp_path, capsys):
     where = ["--results-dir", str(tmp_path / "r"), "--logs-dir", str(tmp_path / "l")]
     assert reproduce.main(["fake/table4/mean", *where], root) == 0

@@ -3,11 +3,16 @@
 import json
 import random
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import convnext_ap.train as convnext_ap
+import dapg.flags as dapg
+import pixel_sampling.flags as pixel_sampling
+import prsnet.train as prsnet
 from aff_scl import train
 from common import records, runtime
 
@@ -30,6 +35,28 @@ def test_a_run_is_named_after_the_row_whose_flags_it_has():
     assert train.parse_args(["--lambda1", "0.25", "--lambda2", "0.75", "--seed", "3"]).row == "table5/lambda1=0.25"
     other = train.parse_args(["--row", "table5/lambda1=0.25", "--tau", "0.07"]).row
     assert other.startswith("custom-") and other != train.parse_args(["--tau", "0.06"]).row  # never the row's own name
+
+
+ALIASES = [
+    (train, ["-d", "DukeMTMC-reID"], "duke", "table2/duke"),
+    (train, ["-d", "market1501"], "market", "table2/market"),
+    (convnext_ap, ["-d", "CUHK03-NP"], "cuhk03", "table4/cuhk03/ap"),
+    (prsnet, ["-d", "Market-1501"], "market", "table3/market"),
+    (dapg, ["--stage", "cil", "-d", "SYSU-MM01", "--weights", "imagenet"], "sysu", "cil/in/sysu"),
+    (pixel_sampling, ["-d", "PRCC"], "prcc", pixel_sampling.parse_args([]).row),
+]
+
+
+@pytest.mark.parametrize("script, words, name, row", ALIASES, ids=lambda value: getattr(value, "__name__", None))
+def test_another_name_of_a_data_set_is_the_same_run(script, words, name, row):
+    args = script.parse_args(words)
+    assert (args.dataset, args.row) == (name, row)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["-d", "mraket"])
+    assert stop.value.code == 2 and "unknown data set 'mraket'; known: market, duke" in capsys.readouterr().err
 
 
 def test_paper_defaults_follow_the_mode_and_data():
@@ -104,13 +131,16 @@ def test_losses_on_amp_are_close_and_one_optimiser_step_is_taken(tmp_path):
         assert values[amp] == pytest.approx(values["off"], rel=0.02)
 
 
-def test_known_errors_are_one_sentence_and_status_one(tmp_path, monkeypatch, capsys):
+def test_known_errors_are_one_sentence_and_status_one(monkeypatch, capsys):
     left = []
     monkeypatch.setattr(runtime.os, "_exit", left.append)
 
     def main(args):
         raise ValueError("tau: 0 is not positive")
 
-    runtime.execute(main, Namespace(logs_dir=str(tmp_path)))
-    assert left == [1] and capsys.readouterr().err.startswith("error: tau: 0 is not positive (details: ")
-    assert "Traceback" in (tmp_path / "error-rank0.txt").read_text()
+    runtime.execute(main, Namespace())
+    said = capsys.readouterr().err
+    assert left == [1] and said.startswith("error: tau: 0 is not positive (details: ") and said.count("\n") == 1
+    note = Path(said.rpartition("details: ")[2].rstrip(")\n"))
+    assert "Traceback" in note.read_text()
+    note.unlink()

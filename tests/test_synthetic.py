@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common import synthetic
-from common.synthetic import body, canvas, infrared, layouts, layouts_vi, render
+from common.synthetic import body, canvas, infrared, layouts, layouts_vi, render, street
 from common.synthetic import identity as people
 from common.synthetic.camera import camera, look
 from common.synthetic.pose import View
@@ -192,9 +192,24 @@ def test_full_plan_has_the_published_counts(name):
         assert sorted(listed) == [item.path for item in items]
 
 
+@pytest.mark.parametrize("name", synthetic.names())
+def test_medium_lies_between_small_and_full(name):
+    def images(size):
+        if name in street.ROOTS:
+            return sum(street.SCENES[name, size])
+        return len((synthetic.OWN[name].plan(size, 0) if name in synthetic.OWN else layouts.plan(name, size, 0))[0])
+
+    small, medium = images("small"), images("medium")
+    assert 3 * small < medium and medium < (1e9 if name == "market" else 25 * small)  # market's small is tiny here
+    if name in FULL:
+        items = layouts.plan(name, "medium", 0)[0]
+        assert len({item.person for item in items if "train" in item.path}) == 200
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize("name", FULL)  # SYSU-MM01 and RegDB name no queries: tests/test_dapg_data.py
-def test_every_query_has_a_match_in_another_camera(name):
-    items, texts = layouts.plan(name, "small", 4)
+def test_every_query_has_a_match_in_another_camera(name, size):
+    items, texts = layouts.plan(name, size, 4)
     queries = (
         {f"test/{line.split()[0]}" for line in texts["list_query.txt"].splitlines()}
         if texts
@@ -383,3 +398,10 @@ def test_drawing_uses_no_global_randomness():
         text = path.read_text()
         assert not re.search(r"^\s*(import random|from random)", text, re.M), path
         assert not re.search(r"np\.random\.(seed|rand|randn|randint|uniform|normal|choice)\b", text), path
+
+
+def test_no_workers_means_no_extra_processes(tmp_path, monkeypatch):
+    monkeypatch.setitem(street.SCENES, ("voc", "small"), (1, 0))
+    for module in (street, synthetic):
+        monkeypatch.setattr(module, "get_context", lambda *_: pytest.fail("started processes"))
+    assert (synthetic.write("voc", tmp_path, workers=0) / "VOC2012" / "JPEGImages" / "2012_000001.jpg").is_file()

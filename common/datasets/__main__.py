@@ -5,17 +5,14 @@ too, but a data set of one's own in a known layout may well differ.
 """
 
 import argparse
-import io
-import struct
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
 from tqdm import tqdm
 
-from common import datasets
-from common.datasets import luperson
+from common import datasets, pixels
+from common.datasets import files, luperson
 
 CHUNK = 4096  # paths handed to the threads at a time
 
@@ -25,20 +22,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("words", nargs="+", metavar="[check] NAME", help=f"one of {', '.join(datasets.NAMES)}")
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's tree, or the tree itself")
     parser.add_argument("--split", choices=("detected", "labeled"), help="boxes of cuhk03")
-    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that open images")
+    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that open images; 0 is as 1")
     args = parser.parse_args(argv)
     if len(args.words) > 2 or (len(args.words) == 2 and args.words[0] != "check"):
         parser.error(f"expected NAME or check NAME, got {' '.join(args.words)}")
+    if args.workers < 0:
+        parser.error(f"--workers must be at least 0, not {args.workers}")
     return args
 
 
 def fault(path: str) -> str | None:
-    """Why the image cannot be decoded to its last row, or None."""
+    """Why the image is none that common.pixels reads, or None."""
     try:
-        with Image.open(io.BytesIO(luperson.read(path)) if luperson.in_lmdb(path) else path) as image:
-            image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        return f"{path}: {error}"
+        pixels.read(path, luperson.content(path))
+    except (OSError, ValueError) as error:
+        return str(error)
     return None
 
 
@@ -47,25 +45,27 @@ def main(argv: list[str] | None = None) -> int:
     options = {"split": args.split} if args.split else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if len(args.words) > 1 else "default")  # a check reports the counts below
+        warnings.simplefilter("default", files.LeftOut)
         try:
             data = datasets.load(args.words[-1], args.data_dir, **options)
-        except (FileNotFoundError, ValueError) as error:
-            print(error, file=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(files.shown(str(error)), file=sys.stderr)
             return 1
         counts = data.check() if len(args.words) > 1 else []
-    print(data.statistics())
+    print(files.shown(data.statistics()))
     if len(args.words) == 1:
         return 0
     paths = sorted({sample.path for sample in data.train + data.query + data.gallery})
     faults = broken(paths, args.workers)
-    print("\n".join([*faults, *counts, f"{len(paths)} images opened, {len(faults)} broken", published(data, counts)]))
+    lines = [*faults, *counts, f"{len(paths)} images opened, {len(faults)} broken", published(data, counts)]
+    print("\n".join(files.shown(line) for line in lines))
     return 1 if faults else 0
 
 
 def broken(paths: list[str], workers: int) -> list[str]:
     """One sentence for each image that cannot be decoded, in order."""
-    faults = []
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(paths), desc="open", unit="img", disable=None) as bar:
+    faults, bar = [], tqdm(total=len(paths), desc="open", unit="img", disable=None)
+    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
         for start in range(0, len(paths), CHUNK):
             for text in pool.map(fault, paths[start : start + CHUNK]):
                 bar.update()

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-HARMLESS = {"thumbs.db", ".ds_store", "desktop.ini", "@eadir", "__macosx"}  # left behind by file managers
-MARKER = "SYNTHETIC"  # file that common.synthetic writes into the root of a data set
+from common.datasets import files
+from common.datasets.files import MARKER
+
 SPLITS = ("train", "query", "gallery")
 BOX_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+WITHOUT = "if they do not belong to the data set, give a tree without them (links will do)"  # data may be read-only
 BOXES = tuple(BOX_FOLDERS.values())  # the layout of Market-1501, which others took over
 
 
@@ -139,30 +140,17 @@ def kind_of(root: Path) -> str:
     return "synthetic" if (root / MARKER).exists() or (root.parent / MARKER).exists() else "real"
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files of one folder, sorted by name. Raises ValueError naming entries that are neither images nor
-    harmless."""
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    kept = [e for e in entries if e.name.lower() not in HARMLESS and not e.name.startswith("._")]
-    refuse(
-        folder,
-        [e.name for e in kept if e.suffix.lower() not in SUFFIXES or e.is_dir()],
-        f"no image file ({', '.join(SUFFIXES)})",
-    )
-    return kept
-
-
 def scan(folder: Path, pattern: re.Pattern, to_sample: Callable[[Path, re.Match], Sample]) -> list[Sample]:
-    """Samples of one folder, sorted by file name. Raises ValueError naming files whose names do not match the
+    """Samples of one folder, sorted by file name. Raises ValueError naming images whose names do not match the
     pattern."""
-    files = image_files(folder)
-    matches = [pattern.match(file.name) for file in files]
+    found = [Path(path) for path in files.images(folder, deep=False)]
+    matches = [pattern.match(file.name) for file in found]
     refuse(
         folder,
-        [file.name for file, match in zip(files, matches) if match is None],
+        [file.name for file, match in zip(found, matches) if match is None],
         f"not named as the data set names its images ({pattern.pattern})",
     )
-    return [to_sample(file, match) for file, match in zip(files, matches)]
+    return [to_sample(file, match) for file, match in zip(found, matches)]
 
 
 def scan_boxes(root: Path, pattern: re.Pattern) -> dict[str, list[Sample]]:
@@ -174,11 +162,11 @@ def scan_boxes(root: Path, pattern: re.Pattern) -> dict[str, list[Sample]]:
     return {split: scan(root / folder, pattern, to_sample) for split, folder in BOX_FOLDERS.items()}
 
 
-def refuse(folder: Path, names: list[str], why: str) -> None:
+def refuse(folder: Path, names: list[str], why: str, remedy: str = WITHOUT) -> None:
     """ValueError that names at most five of the names, if there are any."""
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise ValueError(f"{folder}: {shown}: {why}; rename or remove what does not belong there")
+        raise ValueError(f"{folder}: {shown}: {why}; {remedy}")
 
 
 def assemble(

@@ -5,16 +5,29 @@ beside it, a list of keys or a dictionary with them. Keys look like CC_cc_VVVV_N
 these are not identities, so pid is the image's own number. All images are `train`.
 """
 
-import functools
+import hashlib
+import json
 import os
 import pickle
+import threading
+import warnings
 from pathlib import Path
 
-from common.datasets.base import SUFFIXES, Dataset, Sample, kind_of, remedy
+from common.datasets import files
+from common.datasets.base import Dataset, Sample, kind_of, remedy
 
 TREES = ("LUPerson", "luperson")
 SOURCE = "get LUPerson from the page of its authors (Dengpan Fu) and put the images or the LMDB there"
 SEPARATOR = "::"  # between the LMDB and the key in Sample.path
+
+
+class Values(Dataset):
+    """The images of an LMDB."""
+
+    def digest(self) -> str:
+        """Hex SHA-256 over the keys and the sizes of their values; the same wherever the LMDB lies."""
+        rows = [[sample.path.partition(SEPARATOR)[2], len(read(sample.path))] for sample in self.train]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def load(data_dir: str | Path) -> Dataset:
@@ -23,28 +36,20 @@ def load(data_dir: str | Path) -> Dataset:
     for root in roots:
         lmdbs = sorted(root.glob("*/data.mdb")) + sorted(root.glob("data.mdb")) + sorted(root.glob("*.lmdb"))
         if lmdbs:
-            path = lmdbs[0].parent if lmdbs[0].name == "data.mdb" else lmdbs[0]
-            files = [f"{path}{SEPARATOR}{key}" for key in lmdb_keys(path)]
-            return assemble(root, files)
+            path, *others = [file.parent if file.name == "data.mdb" else file for file in lmdbs]
+            if others:
+                warnings.warn(f"{path} is read and not {', '.join(map(str, others))}", files.LeftOut, stacklevel=2)
+            return assemble(Values, root, [f"{path}{SEPARATOR}{key}" for key in lmdb_keys(path)])
     for root in roots[:-1]:
         if root.is_dir():
-            return assemble(root, folder_images(root))
+            return assemble(Dataset, root, files.images(root))
     raise FileNotFoundError(f"luperson: no folder {' or '.join(map(str, roots[:-1]))}; {remedy('luperson', SOURCE)}")
 
 
-def assemble(root: Path, files: list[str]) -> Dataset:
-    if not files:
-        raise ValueError(f"luperson: no images ({', '.join(SUFFIXES)}) under {root}; the download is incomplete")
-    return Dataset("luperson", root, kind_of(root), [Sample(file, i, 0) for i, file in enumerate(files)], [], [])
-
-
-def folder_images(root: Path) -> list[str]:
-    """Every image below root, sorted by relative path; hidden folders are left out."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(found, key=lambda file: os.path.relpath(file, root).replace(os.sep, "/"))
+def assemble(kind: type[Dataset], root: Path, paths: list[str]) -> Dataset:
+    if not paths:
+        raise ValueError(f"luperson: no images under {root}; the download is incomplete")
+    return kind("luperson", root, kind_of(root), [Sample(path, i, 0) for i, path in enumerate(paths)], [], [])
 
 
 class _Plain(pickle.Unpickler):
@@ -62,16 +67,19 @@ def lmdb_keys(path: Path) -> list[str]:
                 with open(file, "rb") as stream:
                     keys = _Plain(stream).load()
                 keys = keys["keys"] if isinstance(keys, dict) else keys
-                return sorted(key.decode("ascii") if isinstance(key, bytes) else str(key) for key in keys)
+                return sorted(os.fsdecode(key) if isinstance(key, bytes) else str(key) for key in keys)
             except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"luperson: {file} is no list of keys ({error})") from error
-    with environment(str(path), os.getpid()).begin() as transaction:
-        return sorted(key.decode("ascii") for key, _ in transaction.cursor())
+    with environment(str(path)).begin() as transaction:
+        return sorted(os.fsdecode(key) for key, _ in transaction.cursor())
 
 
-@functools.lru_cache(maxsize=4)
-def environment(path: str, process: int):
-    """The open LMDB, once a process. Raises: ValueError without the package."""
+_opened: dict = {}  # real path -> the LMDB, open in this process
+_opening = threading.Lock()
+
+
+def environment(path: str):
+    """The LMDB, opened once a process for all of its threads. Raises: ValueError without the package."""
     try:
         import lmdb
     except ImportError as error:
@@ -79,7 +87,28 @@ def environment(path: str, process: int):
             f"luperson: {path} is an LMDB and the package lmdb is not installed; run pip install lmdb, or "
             "unpack the images into a folder LUPerson/ instead"
         ) from error
-    return lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False, meminit=False)
+    path = os.path.realpath(path)
+    with _opening:
+        if path not in _opened:
+            try:
+                _opened[path] = lmdb.open(
+                    path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as error:
+                raise ValueError(f"luperson: {path} cannot be opened as an LMDB ({error}); get it again") from error
+        return _opened[path]
+
+
+def _after_fork() -> None:
+    """A forked process may not use its parent's LMDBs, nor open them again while they count as open: close them."""
+    global _opening
+    _opening = threading.Lock()
+    while _opened:
+        _opened.popitem()[1].close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def in_lmdb(path: str) -> bool:
@@ -90,8 +119,13 @@ def in_lmdb(path: str) -> bool:
 def read(path: str) -> bytes:
     """The bytes of the image file that an LMDB sample's path names. Raises: ValueError for an unknown key."""
     place, _, key = path.partition(SEPARATOR)
-    with environment(place, os.getpid()).begin() as transaction:
-        value = transaction.get(key.encode("ascii"))
+    with environment(place).begin() as transaction:
+        value = transaction.get(os.fsencode(key))
     if value is None:
         raise ValueError(f"luperson: {place} has no key {key}; keys.pkl does not belong to it")
     return bytes(value)
+
+
+def content(path: str) -> bytes | None:
+    """The bytes of an LMDB sample's image, None for an image that is a file."""
+    return read(path) if in_lmdb(path) else None

@@ -9,6 +9,7 @@ and test pids both start at 0 and are different people; pid 0 is a person here, 
 import re
 from pathlib import Path
 
+from common.datasets import lists
 from common.datasets.base import BOXES, Dataset, Sample, assemble, find_root, refuse, scan_boxes
 
 TREES = ("msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17_V1", "MSMT17_V2", "msmt17", "MSMT17")
@@ -16,7 +17,7 @@ SOURCE = "request MSMT17 from its authors (PKU, Wei et al., CVPR 2018) and put i
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 LISTED = (("train", "test", *LISTS), ("mask_train_v2", "mask_test_v2", *LISTS))  # V1, V2
 PATTERN = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
-LINE = re.compile(r"((?:.*/)?[^/_]+_[^/_]+_(\d+)_[^/]*) (\d+)")  # path with camera, pid
+NAME = re.compile(r"(?:.*/)?[^/_]+_[^/_]+_(\d+)_[^/]*")  # of a listed image, with its camera
 PUBLISHED = {"train": (32621, 1041, 15), "query": (11659, 3060, 15), "gallery": (82161, 3060, 15)}
 PUBLISHED_WITHOUT_VAL = {**PUBLISHED, "train": (30248, 1041, 15)}
 
@@ -50,9 +51,13 @@ def read_lists(root: Path, train: str, test: str, combine: bool) -> dict[str, li
 def read_list(file: Path, folder: Path) -> list[Sample]:
     """Samples of one list file. Raises ValueError naming lines that are not 'path pid' with a camera in the path's
     name."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    matches = [LINE.fullmatch(line) for line in lines]
-    refuse(
-        file, [line for line, match in zip(lines, matches) if not match], "not a line like '0000/0000_000_01_x.jpg 0'"
-    )
-    return [Sample(str(folder / match[1]), int(match[3]), int(match[2]) - 1) for match in matches]
+    samples, wrong = [], []
+    for _, line in lists.lines(file):
+        name, pid = lists.path_and_label(line) or ("", 0)
+        match = NAME.fullmatch(name)
+        if match:
+            samples.append(Sample(str(lists.place(folder, name)), pid, int(match[1]) - 1))
+        else:
+            wrong.append(line[:80])
+    refuse(file, wrong, "not a line like '0000/0000_000_01_x.jpg 0'", "get the list again")
+    return samples

@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.datasets.base import SUFFIXES, Dataset, Sample, kind_of
+from common.datasets import files
+from common.datasets.base import Dataset, Sample, kind_of
 
 TREES = ("prsnet_pretrain", "person_crops")
 PUBLISHED = 80689  # crops of COCO2017 and Pascal VOC in the paper
@@ -40,13 +41,7 @@ def load(data_dir: str | Path) -> Dataset:
             f"person_crops: no manifest.jsonl in {' or '.join(map(str, tried))}; cut the crops with "
             f"python -m prsnet.prepare, or use --synthetic small"
         )
-    paths = sorted(
-        path.relative_to(root).as_posix()
-        for folder in root.iterdir()
-        if folder.is_dir() and folder.name[0] != "."
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-    )
+    paths = sorted(Path(path).relative_to(root).as_posix() for path in files.images(files.folders(root)))
     with open(root / "manifest.jsonl", encoding="utf-8") as manifest:
         listed = sum(1 for line in manifest if line.strip())
     if not paths or listed != len(paths):

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from common import distances, evaluation
-from common.datasets.base import Dataset, Sample, assemble, find_root, image_files, refuse
+from common.datasets import files
+from common.datasets.base import Dataset, Sample, assemble, find_root, refuse
 
 TREES = ("prcc", "PRCC")
 LAYOUT = ("rgb/train", "rgb/test")
@@ -79,20 +80,24 @@ def sample(root: Path, folder: Path | None, mask_format: str | None, file: Path,
     )
 
 
-def person_folders(folder: Path) -> list[tuple[int, Path]]:
-    """(pid, folder) of every person below a folder, ascending. Raises ValueError for folders that are no numbers."""
-    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "@")))
+def person_folders(folder: Path) -> dict[Path, int]:
+    """Folder -> pid of every person below a folder, in order. Raises ValueError for folders that are no numbers."""
+    found = files.folders(folder)
     refuse(folder, [entry.name for entry in found if not entry.name.isdigit()], "no folder of a person (digits only)")
-    return [(int(entry.name), entry) for entry in found]
+    return {entry: int(entry.name) for entry in found}
+
+
+def person_images(folder: Path) -> list[tuple[Path, int]]:
+    """(image, pid) of everybody with a folder in this folder, by pid's folder and name."""
+    pids = person_folders(folder)
+    return [(path, pids[path.parent]) for path in map(Path, files.images(pids, deep=False))]
 
 
 def scan_train(root: Path, folder: Path | None, mask_format: str | None) -> list[Sample]:
-    samples = []
-    for pid, person in person_folders(root / "rgb/train"):
-        files = image_files(person)
-        refuse(person, [f.name for f in files if not TRAIN_NAME.match(f.name)], "not named A_, B_ or C_...")
-        samples += [sample(root, folder, mask_format, f, pid, CAMERAS.index(f.name[0])) for f in files]
-    return samples
+    found = person_images(root / "rgb/train")
+    wrong = [path.relative_to(root).as_posix() for path, _ in found if not TRAIN_NAME.match(path.name)]
+    refuse(root, wrong, "not named A_, B_ or C_...")
+    return [sample(root, folder, mask_format, path, pid, CAMERAS.index(path.name[0])) for path, pid in found]
 
 
 def scan_test(root: Path, folder: Path | None, mask_format: str | None) -> list[Sample]:
@@ -100,17 +105,16 @@ def scan_test(root: Path, folder: Path | None, mask_format: str | None) -> list[
     if missing:
         raise FileNotFoundError(f"prcc: {root / 'rgb/test'} holds no folder {', '.join(missing)}; {SOURCE}")
     return [
-        sample(root, folder, mask_format, file, pid, camid)
+        sample(root, folder, mask_format, path, pid, camid)
         for camid, camera in enumerate(CAMERAS)
-        for pid, person in person_folders(root / "rgb/test" / camera)
-        for file in image_files(person)
+        for path, pid in person_images(root / "rgb/test" / camera)
     ]
 
 
 def check_validation(root: Path, train_pids: set[int]) -> None:
     """Warn if rgb/val, which no protocol uses, holds other people than rgb/train."""
     if (root / "rgb/val").is_dir():
-        others = {pid for pid, _ in person_folders(root / "rgb/val")} ^ train_pids
+        others = set(person_folders(root / "rgb/val").values()) ^ train_pids
         if others:
             warnings.warn(
                 f"prcc: rgb/val and rgb/train under {root} differ in {len(others)} people; rgb/val is not "

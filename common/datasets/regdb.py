@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from common import evaluation
-from common.datasets.base import SUFFIXES, Dataset, Sample, find_root, kind_of
+from common.datasets import files, lists
+from common.datasets.base import Dataset, Sample, find_root, kind_of
 
 TREES = ("RegDB", "regdb")
 LAYOUT = ("Visible", "Thermal", "idx")
@@ -64,17 +65,17 @@ def index_file(root: Path, part: str, word: str, split: int) -> list[Sample]:
     if not path.is_file():
         raise FileNotFoundError(f"regdb: no {path}; the ten splits are idx/{part}_{word}_1.txt to _10.txt")
     samples, camid = [], int(word == "thermal")
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != 2 or not words[1].isdigit() or Path(words[0]).suffix.lower() not in SUFFIXES:
-            raise ValueError(f"regdb: {path} line {number} is {line!r}, expected `relative/path.bmp label`")
-        if words[0].split("/")[0].lower() != word:
-            raise ValueError(f"regdb: {path} line {number} names {words[0]}, expected an image under {word.title()}/")
-        if not (root / words[0]).is_file():
-            raise ValueError(f"regdb: {path} line {number} names {words[0]}, which is not under {root}")
-        samples.append(Sample(str(root / words[0]), int(words[1]), camid, MODALITIES[word]))
+    for number, line in lists.lines(path):
+        found = lists.path_and_label(line)
+        if found is None or not files.is_image(found[0]):
+            raise ValueError(f"regdb: {path} line {number} is {line[:80]!r}, expected `relative/path.bmp label`")
+        name, label = found
+        if name.split("/")[0].lower() != word:
+            raise ValueError(f"regdb: {path} line {number} names {name}, expected an image under {word.title()}/")
+        image = lists.place(root, name)
+        if not image.is_file():
+            raise ValueError(f"regdb: {path} line {number} names {name}, which is not under {root}")
+        samples.append(Sample(str(image), label, camid, MODALITIES[word]))
     if not samples:
         raise ValueError(f"regdb: {path} is empty")
     return sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())

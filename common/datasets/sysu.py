@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from common import distances
-from common.datasets.base import Dataset, Sample, find_root, image_files, kind_of
+from common.datasets import files, lists
+from common.datasets.base import Dataset, Sample, find_root, kind_of
 from common.evaluation import RankMetrics
 
 TREES = ("SYSU-MM01", "sysu")
@@ -57,22 +58,20 @@ def ids(root: Path, name: str) -> list[int]:
     path = root / "exp" / f"{name}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"sysu: no {path}; take exp/ from the original archive (its .txt files)")
-    words = [word.strip() for word in path.read_text().replace("\n", ",").split(",") if word.strip()]
+    words = lists.text(path).replace(",", " ").split()
     if not words or not all(word.isdigit() for word in words):
         wrong = next((word for word in words if not word.isdigit()), "nothing")
-        raise ValueError(f"sysu: {path} holds {wrong!r}, expected comma-separated ids such as 1,2,4")
+        raise ValueError(f"sysu: {path} holds {wrong[:80]!r}, expected comma-separated ids such as 1,2,4")
     return sorted({int(word) for word in words})
 
 
 def scan(root: Path, pids: list[int], cameras: tuple[int, ...]) -> list[Sample]:
     """Samples of these people in these cameras, sorted by relative path."""
+    places = {root / f"cam{camera}" / f"{pid:04d}": (camera, pid) for camera in cameras for pid in pids}
     samples = []
-    for camera in sorted(cameras):
-        for pid in pids:
-            folder = root / f"cam{camera}" / f"{pid:04d}"
-            if folder.is_dir():
-                modality = "ir" if camera in IR_CAMERAS else "rgb"
-                samples += [Sample(str(file), pid, camera - 1, modality) for file in image_files(folder)]
+    for path in files.images([folder for folder in places if folder.is_dir()], deep=False):
+        camera, pid = places[Path(path).parent]
+        samples.append(Sample(path, pid, camera - 1, "ir" if camera in IR_CAMERAS else "rgb"))
     return sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
 
 

@@ -46,6 +46,7 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
         raise ValueError(f"no size {size!r}; choose from {', '.join(layouts.SIZES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
+    workers = workers if workers is None else max(workers, 1)  # 0: no extra ones
     root = Path(out_dir) / roots()[name]
     stamp = {"size": size, "seed": seed, "version": VERSION}
     if _stamp(root) == stamp:
@@ -86,7 +87,9 @@ def _stamp(root: Path) -> dict | None:
 
 
 def _sweep(folder: Path, prefix: str) -> None:
-    """Removes drafts of processes of this machine that were killed while they wrote."""
+    """Removes drafts of processes of this machine that were killed while they wrote; not where signal 0 would kill."""
+    if os.name == "nt":
+        return
     for draft in sorted(folder.glob(f"{prefix}.*.tmp")):
         try:
             os.kill(int(draft.name.split(".")[-2]), 0)

@@ -7,7 +7,7 @@ python -m common.synthetic sheet --out people.jpg            # one picture that 
 import argparse
 import sys
 
-from common import synthetic
+from common import commandline, synthetic
 from common.synthetic.sheet import sheet
 
 
@@ -15,10 +15,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m common.synthetic", description="Render synthetic people.")
     parser.add_argument("what", help=f"{', '.join(synthetic.names())}, or sheet for a contact sheet")
     parser.add_argument("--out", required=True, help="directory to write to; the picture's path for sheet")
-    parser.add_argument("--size", default="small", help="small or full (the real data set's counts)")
+    parser.add_argument("--size", default="small", help="small, medium or full (the real data set's counts)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-j", "--workers", type=int, default=None, help="processes; default all cores")
-    return parser.parse_args(argv)
+    return parser.parse_args(commandline.words(argv))
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ ROOTS = {
     "msmt17": "msmt17/MSMT17_V1",
 }
 CODES = {"market": 1, "duke": 2, "cuhk03": 3, "msmt17": 4}  # keep people and cameras of the data sets apart
-SIZES = ("small", "full")
+SIZES = ("small", "medium", "full")  # minutes, an hour, days of training on one core; the real counts
 BURST = 5  # frames of one walk past a camera, before the next walk begins
 
 
@@ -50,12 +50,16 @@ class Count(NamedTuple):
 
 COUNTS = {
     ("market", "small"): Count(48, 32, 190, 120, 660, 390, 80, 40),
+    ("market", "medium"): Count(200, 60, 800, 220, 2800, 900, 160, 80),
     ("market", "full"): Count(751, 750, 3330, 3368, 12936, 13115, 2798, 3819),  # 13,115 + 2,798 + 3,819 = 19,732 files
     ("duke", "small"): Count(40, 28, 130, 88, 560, 400, 40),
+    ("duke", "medium"): Count(200, 60, 700, 200, 2800, 900, 120),
     ("duke", "full"): Count(702, 702, 2210, 2228, 16522, 16110, 1551),  # 16,110 + 1,551 = 17,661 files, 1,110 people
     ("msmt17", "small"): Count(48, 40, 200, 150, 720, 480),
+    ("msmt17", "medium"): Count(200, 80, 900, 320, 3200, 1100),
     ("msmt17", "full"): Count(1041, 3060, 4300, 11659, 32621, 82161),
     ("cuhk03", "small"): Count(40, 30, 80, 60, 384, 228),
+    ("cuhk03", "medium"): Count(200, 60, 400, 120, 1900, 456),
     ("cuhk03", "full"): Count(767, 700, 1534, 1400, 7368, 5328),
 }
 CAMERAS = {"market": 6, "duke": 8, "msmt17": 15, "cuhk03": 2}

@@ -28,8 +28,10 @@ ROOTS = {"coco": "coco", "voc": "VOCdevkit"}
 CODES = {"coco": 21, "voc": 22}  # apart from those of layouts.CODES
 SCENES = {
     ("coco", "small"): (240, 24),
+    ("coco", "medium"): (1200, 60),
     ("coco", "full"): (64115, 2693),
     ("voc", "small"): (40, 0),
+    ("voc", "medium"): (200, 0),
     ("voc", "full"): (11540, 0),
 }
 SHAPES = ((480, 640), (426, 640), (375, 500), (640, 480))

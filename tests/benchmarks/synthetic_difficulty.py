@@ -1,6 +1,6 @@
 """How hard a rendered Market-1501 is before any training: colour histograms and networks with random weights.
 
-    python tests/benchmarks/synthetic_difficulty.py --data-dir data/synthetic-small
+    python tests/benchmarks/synthetic_difficulty.py --size small
 
 Prints mAP and rank-1 (Market rule) of the colour-histogram baseline and of untrained ResNet-18 and ResNet-50, as they
 are and with BatchNorm statistics of the data; and for the training images how often the nearest other image is the same
@@ -51,10 +51,12 @@ def neighbours(feats: torch.Tensor, samples: list) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", default="data/synthetic-small", help="written on first use")
+    parser.add_argument("--data-dir", help="written on first use; default data/synthetic-SIZE")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--size", default="small", help="small, medium or full")
     args = parser.parse_args()
-    synthetic.write("market", args.data_dir)
+    args.data_dir = args.data_dir or f"data/synthetic-{args.size}"
+    synthetic.write("market", args.data_dir, args.size)
     data = datasets.load("market", args.data_dir)
     test, train = (
         images.open_images([s.path for s in part], 128, 64, name=name)
