@@ -22,6 +22,7 @@ default size of their own code (MGN 384x128, MHN 336x168), so the rows of Table 
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from aff_scl.model import AFF, BACKBONES
+from aff_scl.flags import BACKBONES
+from aff_scl.model import AFF
 from common import runtime
 
 CITED = (("MHN-6 (PCB), cited", 30.36, 24.55, 186.18), ("MGN, cited", 74.38, 11.94, 179.55))  # Table 8, M, G, MB
@@ -168,16 +170,15 @@ def save(args, row):
     data = {"name": "no-data", "kind": "real", "images": 0, "ids": 0, "cams": 0, "digest": ""}
     metrics = {name: value for name, value in row._asdict().items() if name not in ("name", "height", "width")}
     protocol = {"counting": "torchstat's rules; exact_* in full", "height": row.height, "width": row.width}
-    print(f"result: {runtime.record(run, metrics, data, protocol)}")
+    runtime.say(run, f"result: {runtime.record(run, metrics, data, protocol)}")
 
 
 def main(args):
     rows = table(args)
-    if args.json:
-        print(json.dumps([row._asdict() for row in rows], indent=1))
-        return
-    show(rows)
-    if any(word.split("=")[0] == "--row" for word in sys.argv[1:]):  # a plain call prints and writes nothing
+    if os.environ.get("RANK", "0") == "0":  # of several processes one prints
+        print(json.dumps([row._asdict() for row in rows], indent=1)) if args.json else show(rows)
+    asked = any(word.split("=")[0] == "--row" for word in sys.argv[1:])  # a plain call prints and writes nothing
+    if asked and not args.json:
         save(args, rows[0])
 
 

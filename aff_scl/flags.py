@@ -1,5 +1,6 @@
 """The flags of aff_scl/train.py. Defaults are the paper's main setting; where the paper gives none, help says so."""
 
+import math
 from argparse import ArgumentParser, Namespace
 
 from common import datasets, runtime
@@ -18,6 +19,8 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "camera": ("on", "off"),
     "dsbn": ("on", "off"),
 }
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
 SUPERVISED = {"bn_groups": 1, "batch_size": 64, "num_instances": 4, "epochs": 120}  # Table 7
 UNSUPERVISED = {"bn_groups": 2, "batch_size": 128, "num_instances": 8, "epochs": 60}  # sec. 4.2
 
@@ -35,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("method").add_argument
     add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
-    add("--backbone", default="resnet50", help="a torchvision ResNet; resnet18 for small machines")
+    add("--backbone", choices=BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
     add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
@@ -44,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--lambda2", type=float, default=0.25, help="weight of the mean-feature loss, Eq. (8)")
     add("--lb", choices=["logits", "logits_pos", "memory", "none"], default="logits", help="balance loss, Eq. (14)")
     add("--tau", type=float, default=0.05, help="temperature, Eqs. (7)-(11); paper silent")
-    add("--eps", type=float, help="DBSCAN radius (default: 0.70 for duke, else 0.65; Figure 4)")
+    add("--eps", type=float, help="DBSCAN radius in (0, 1) (default: 0.70 for duke, else 0.65; Figure 4)")
     add("--k1", type=int, default=30, help="neighbours of the Jaccard distance, sec. 4.2")
-    add("--bn-groups", type=int, help="chunks of a batch with BN statistics of their own (default: 2 GPUs; sup: 1)")
+    add("--bn-groups", type=int, help="parts of a batch with BN statistics of their own (default: 2 GPUs; sup: 1)")
     add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare switches: " + ", ".join(VARIANTS))
     add = parser.add_argument_group("optimiser").add_argument
     add("-b", "--batch-size", type=int, help="images a step over all processes (default: 128; sup: 64)")
@@ -65,16 +68,45 @@ def complete(args: Namespace) -> Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.eps is None:
-        args.eps = 0.70 if args.dataset.startswith("duke") else 0.65
+        args.eps = 0.70 if args.dataset == "duke" else 0.65
     if args.iters is None and args.mode != "sup":
         args.iters = 200 if args.batch_size >= 256 else 400
+    args.source = args.source and datasets.canonical(args.source)
     args.variant = sorted(args.variant)
-    variants(args)
-    check(args)
+    check_numbers(args)
+    check_mode(args)
+    check_batch(args)
     return args
 
 
-def check(args: Namespace) -> None:
+def variants(args: Namespace) -> dict:
+    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
+    return runtime.variants(args.variant, VARIANTS)
+
+
+def check_numbers(args: Namespace) -> None:
+    """Raises ValueError, one sentence, for a number outside its range."""
+    v = variants(args)
+    ranges = {
+        "--tau": (args.tau, "finite and above 0", args.tau > 0),
+        "--eps": (args.eps, "between 0 and 1, the ends excluded (Jaccard distances)", 0 < args.eps < 1),
+        "--lr": (args.lr, "finite and above 0", args.lr > 0),
+        "--weight-decay": (args.weight_decay, "finite and at least 0", args.weight_decay >= 0),
+        "--lambda1": (args.lambda1, "finite and at least 0", args.lambda1 >= 0),
+        "--lambda2": (args.lambda2, "finite and at least 0", args.lambda2 >= 0),
+        "--variant momentum": (v["momentum"], "between 0 and 1", 0 <= v["momentum"] <= 1),
+    }
+    counts = {"--k1": args.k1, **{f"--variant {name}": v[name] for name in COUNTS}}
+    ranges |= {name: (value, "at least 1", value >= 1) for name, value in counts.items()}
+    for name in ("height", "width"):
+        value = getattr(args, name)
+        ranges[f"--{name}"] = (value, "at least 16, the network's stride", value >= 16)
+    for name, (value, expected, fits) in ranges.items():
+        if not fits or not math.isfinite(value):
+            raise ValueError(f"{name} {value:g} is out of range; it must be {expected}")
+
+
+def check_mode(args: Namespace) -> None:
     """Raises ValueError, one sentence, for flags that do not fit together."""
     if (args.mode == "uda") != bool(args.source):
         raise ValueError("--mode uda needs --source NAME, and only it takes one")
@@ -84,13 +116,29 @@ def check(args: Namespace) -> None:
         )
     if args.source_synthetic and (args.synthetic or not args.source):
         raise ValueError("--source-synthetic is for --mode uda with a real target, so without --synthetic")
+    if args.source == args.dataset and not args.source_synthetic:
+        raise ValueError(
+            f"--source {args.source} is the target itself, whose labels must stay unknown; name another data set"
+        )
+    if args.loss != "scl" and args.mode == "sup":
+        raise ValueError("--loss names a loss without labels (Table 4); --mode sup always takes that of Table 7")
     if args.loss == "ce_tri" and args.mode != "usl":
         raise ValueError("--loss ce_tri is the baseline of Table 4 and goes with --mode usl")
     if args.neck == "none" and args.mode != "sup":
         raise ValueError("--neck none is a row of Table 7 and goes with --mode sup")
+    v = variants(args)
+    if v["pool"] == "gem" and v["post"] == "bn" and args.arch in ("aff", "l"):
+        raise ValueError(
+            f"--variant pool=gem needs a map without negative values, and post=bn of --arch {args.arch} centres it; "
+            "add post=relu or post=none"
+        )
+
+
+def check_batch(args: Namespace) -> None:
+    """Raises ValueError, one sentence, for a batch that is not P x K or does not divide into --bn-groups."""
     if args.epochs < 1 or (args.iters is not None and args.iters < 1):
         raise ValueError("--epochs and --iters must be at least 1, or nothing would be trained")
-    if args.num_instances < 2 or args.batch_size % args.num_instances:
+    if args.batch_size < 1 or args.num_instances < 2 or args.batch_size % args.num_instances:
         near = max(1, args.batch_size // max(2, args.num_instances)) * max(2, args.num_instances)
         raise ValueError(
             f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} >= 2; "
@@ -104,6 +152,16 @@ def check(args: Namespace) -> None:
         )
 
 
-def variants(args: Namespace) -> dict:
-    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+def check_processes(args: Namespace, world_size: int) -> None:
+    """Raises ValueError, one sentence, for a number of processes with which the training would be another one."""
+
+    def fits(processes):
+        whole = processes % args.bn_groups == 0 or args.bn_groups % processes == 0
+        return whole and args.batch_size % processes == 0
+
+    if not fits(world_size):
+        others = ", ".join(str(n) for n in range(1, args.batch_size + 1) if fits(n))
+        raise ValueError(
+            f"{world_size} processes cannot share a batch of {args.batch_size} images in {args.bn_groups} group(s) of "
+            f"batch statistics evenly; use one of {others} processes"
+        )

@@ -1,8 +1,9 @@
 """Symmetric contrast learning (sec. 3.4, Figure 2 right): both memories, Eqs. (7)-(14), and the baseline's losses.
 
 Two unit rows a class: its running mean and its running hard sample. Images are pulled to both rows of their class
-and pushed from those of all other classes; a balance loss keeps the two predictions together. Losses and memories
-are float32 whatever autocast says. Everything is deterministic, on CUDA too.
+and pushed from those of all other classes; a balance loss keeps the two predictions together. A batch is P identities
+x K images, features (P, K, D) and labels (P, K); the losses also take (B, D) and (B,). Losses and memories are float32
+whatever autocast says. Everything is deterministic, on CUDA too.
 """
 
 import math
@@ -19,7 +20,7 @@ BALANCE_FORMS = ("logits", "logits_pos", "memory", "none")
 
 # --------------------------------------------------------------------------------------------------------------- losses
 def similarity(q, rows, tau):
-    """q (B, D) . rows (C, D) / tau -> (B, C) in float32 (float64 stays) without TF32, no gradient into the rows."""
+    """q (..., D) . rows (C, D) / tau -> (..., C) in float32 (float64 stays), no TF32, no gradient into the rows."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -33,7 +34,7 @@ def similarity(q, rows, tau):
 def info_nce(q, rows, labels, tau):
     """InfoNCE of a batch against one row per class, Eq. (7).
 
-    Args: q (B, D) unit rows; rows (C, D) unit rows, held constant; labels (B,) int64 in [0, C); tau > 0, temperature.
+    Args: q (..., D) unit rows; rows (C, D) unit rows, held constant; labels (...) int64 in [0, C); tau > 0.
     Returns: () float32, nats, mean over the batch.
     Raises: ValueError if a label is outside [0, C), so outliers (-1) never train; on CUDA, where looking would stop
         the host at every step, cross_entropy's device-side assertion raises instead.
@@ -44,7 +45,7 @@ def info_nce(q, rows, labels, tau):
     check_batch(q, labels, len(rows))
     if tau <= 0:
         raise ValueError(f"tau: {tau} is not positive")
-    return F.cross_entropy(similarity(q, rows, tau), labels)
+    return F.cross_entropy(similarity(q, rows, tau).flatten(0, -2), labels.flatten())
 
 
 def mean_contrast(q, means, labels, tau):
@@ -70,10 +71,12 @@ def psi(x):
 def balance_loss(q, labels, memory, tau=0.05, form="logits"):
     """Balance loss between mean and hard predictions of a batch, Eq. (14).
 
-    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory: a Memory of C classes, not changed; form, what x is:
+    Args: q (..., D) unit rows; labels (...) int64 in [0, C); memory: a Memory of C classes, not changed; form, what x
+        is:
         "logits": x[n, j] = (q_n . c_j - stopgrad(q_n . hard_j)) / tau, mean of psi over n and j;
         "logits_pos": the same with j = label of n only, mean over n;
-        "memory": x = c_i - hard_i after this batch's update, differentiable, sum over D, mean over identities i;
+        "memory": x = c_i - hard_i after this batch's update, differentiable, sum over D, mean over identities i; for
+            a batch (P, K, D) only;
         "none": 0.
     Returns: () float32.
     Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term
@@ -87,19 +90,19 @@ def balance_loss(q, labels, memory, tau=0.05, form="logits"):
     if form == "none":
         return torch.zeros((), device=q.device)
     if form == "memory":
-        means, hards, share = memory.updated_rows(q, labels)
-        return 0.25 * (psi(means - hards).sum(1) * share).sum() / share.sum()
-    x = similarity(q, memory.means, tau) - similarity(q.detach(), memory.hards, tau)  # (B, C)
+        means, hards = memory.updated_rows(q, labels)
+        return 0.25 * psi(means - hards).sum(1).mean()
+    x = similarity(q, memory.means, tau) - similarity(q.detach(), memory.hards, tau)  # (..., C)
     if form == "logits_pos":
-        x = x.gather(1, labels[:, None])  # (B, 1)
+        x = x.gather(-1, labels[..., None])  # (..., 1)
     return 0.25 * psi(x).mean()
 
 
 def symmetric_contrast(q, labels, memory, tau=0.05, lambda1=0.75, lambda2=0.25, lb="logits"):
     """Total loss of a batch, Eq. (8): lambda1 L_hard + lambda2 L_ave + L_b.
 
-    Args: q (B, D) unit rows; labels (B,) int64 in [0, C); memory of C classes, not changed, memory.update(q, labels)
-        follows the step; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
+    Args: q (..., D) unit rows; labels (...) int64 in [0, C); memory of C classes, not changed, memory.update follows
+        the step; lb: the form of balance_loss. Paper silent: tau; 0.05 is its lineage's value.
     Returns: () float32 and the detached parts {"hard", "mean", "balance"}, unweighted.
     """
     hard = hard_contrast(q, memory.hards, labels, tau)
@@ -116,15 +119,15 @@ def ce_tri(output, labels, label_smoothing=0.0, margin=0.3):
     Returns: () float32 and the detached parts {"ce", "triplet"}.
     """
     check_batch(output.pooled, labels, output.logits.shape[1])
-    ce = F.cross_entropy(output.logits.float(), labels, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(output.logits, labels, label_smoothing=label_smoothing)
     triplet = batch_hard_triplet(output.pooled, labels, margin)
     return ce + triplet, {"ce": ce.detach(), "triplet": triplet.detach()}
 
 
 def check_batch(q, labels, num_classes):
-    """ValueError unless q is (B, D), labels is (B,), B > 0, and on the CPU every label lies in [0, num_classes)."""
-    if q.ndim != 2 or labels.shape != q.shape[:1] or len(q) == 0:
-        raise ValueError(f"expected q (B, D), labels (B,), B > 0, got {tuple(q.shape)} and {tuple(labels.shape)}")
+    """ValueError unless q is (..., D), labels (...), not empty, and on the CPU every label lies in [0, num_classes)."""
+    if q.ndim < 2 or labels.shape != q.shape[:-1] or labels.numel() == 0:
+        raise ValueError(f"expected q (.., D), labels (..), not empty, got {tuple(q.shape)} and {tuple(labels.shape)}")
     if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= num_classes):
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels from {low} to {high}, not all in [0, {num_classes}); outliers (-1) never train")
@@ -214,35 +217,34 @@ class Memory:
         return {"means": self.means, "hards": self.hards}
 
     def updated_rows(self, q, labels):
-        """New rows of every image's class after this batch, Eqs. (10), (12), (13), differentiable in q.
+        """New rows of the P identities of a batch, Eqs. (10), (12), (13), differentiable in q; nothing is changed.
 
-        Args: q (B, D) unit rows; labels (B,) in [0, C). Returns: means (B, D), hards (B, D), unit rows, equal to the
-        bit for images of one class; share (B,), 1 / images of that class in the batch. Work and memory O(B^2 + B D),
-        whatever C. The mean is a (B, B) matmul in float64: exact, out of reach of autocast and TF32, and
-        deterministic on CUDA, which index_add is not.
+        Args: q (P, K, D) unit rows, K images of each of P different identities; labels (P, K) in [0, C).
+        Returns: means, hards (P, D), unit rows. The mean is taken in float64, out of reach of autocast.
+        Raises: ValueError for other shapes, and on the CPU for an identity with two labels or in two places.
         """
         check_batch(q, labels, len(self))
+        if q.ndim != 3:
+            raise ValueError(f"expected q (P, K, D), identity after identity, got {tuple(q.shape)}")
+        ids, m = labels[:, 0], self.momentum  # (P,)
+        if labels.device.type == "cpu" and ((labels != ids[:, None]).any() or len(ids.unique()) < len(ids)):
+            raise ValueError("every row of labels (P, K) must hold one identity, and no two rows the same")
         q = q.to(torch.promote_types(q.dtype, torch.float32))
-        same = labels[:, None] == labels[None, :]  # (B, B)
-        first = same.int().argmax(1)  # first image of the class, (B,)
-        count = same.sum(1)
-        mean = ((same.double() @ q.double()) / count[:, None]).to(q.dtype)[first]
         reference = self.means if self.hard_ref == "mean" else self.hards
-        sim = (q.detach() * reference[labels]).sum(1)  # q . c of its own class before the update, (B,)
-        hardest = torch.where(same, sim[None, :], torch.inf).argmin(1)  # Eq. (12); the first of equals
-        m = self.momentum
-        means = F.normalize(m * self.means[labels] + (1 - m) * mean)  # Eq. (10)
-        hards = F.normalize(m * self.hards[labels] + (1 - m) * q[hardest])  # Eq. (13)
-        return means, hards, 1 / count
+        hardest = (q.detach() * reference[ids, None]).sum(2).argmin(1)  # Eq. (12), (P,); the first of equals
+        hard = q[torch.arange(len(q), device=q.device), hardest]
+        means = m * self.means[ids] + (1 - m) * q.double().mean(1).to(q.dtype)  # Eq. (10)
+        hards = m * self.hards[ids] + (1 - m) * hard  # Eq. (13)
+        return F.normalize(means), F.normalize(hards)
 
     @torch.no_grad()
     def update(self, q, labels):
-        """Move the rows of the batch's classes, Eqs. (10), (12), (13); call it once a step, after the losses.
+        """Move the rows of the batch's identities, Eqs. (10), (12), (13); call it once a step, after the losses.
 
-        q (B, D) unit rows and labels (B,) in [0, C), of all ranks together, so that every rank holds the same memory.
+        q (P, K, D), labels (P, K) as for updated_rows, of all ranks together, so that every rank holds the same memory.
         Rows are replaced in new tensors, so a loss computed from the old ones can still be differentiated.
         Paper silent: rows return to unit length, as in the lineage; Eq. (12) looks at the means from before the step.
         """
-        means, hards, _ = self.updated_rows(q.detach(), labels)
-        self.means = self.means.index_put((labels,), means.float())  # images of one class write one and the same row
-        self.hards = self.hards.index_put((labels,), hards.float())
+        means, hards = self.updated_rows(q.detach(), labels)
+        self.means = self.means.index_put((labels[:, 0],), means.float())
+        self.hards = self.hards.index_put((labels[:, 0],), hards.float())

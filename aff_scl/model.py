@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
+from aff_scl.flags import BACKBONES
 from common import checkpoints
-
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 class Output(NamedTuple):
@@ -166,17 +165,19 @@ class AFF(nn.Module):
         pool: "avg" or "gem"; GeM needs non-negative maps and so refuses post="bn".
         swap: SE on the whole map and one CASAM per half, as one sentence under Table 7 has it.
         neck: "bn" (BNNeck: scale 1, shift frozen at 0) or "none".
-        num_classes: 0, or the rows of a bias-free linear classifier on the neck's output.
-        bn_groups: G; in train mode the batch runs as G contiguous chunks one after another, so that batch statistics
-            are over B/G images, as on G GPUs. Running statistics are then updated G times a step.
+        num_classes: 0, or the rows of a linear classifier on the neck's output: without a bias and from N(0, 0.001^2)
+            after BNNeck; with a bias and torch's start where neck is "none"; both as in reid-strong-baseline.
         pretrained: None, or a source for load_backbone.
+    Batch statistics are over the batch that a layer sees; common.batchnorm.over_groups makes them those of G GPUs.
+    Deviation: the trunk keeps the ReLU of ResNet's stem, with which the ImageNet weights were trained, and which
+        reid-strong-baseline leaves out; Table 8 fits with it and without.
     Paper error: the text under Table 7 says CASAM for local, CAM for global; abstract, Figure 2, sec. 3.1 and 3.3
         say the reverse, which is the default here.
     """
 
     def __init__(
         self, arch="aff", backbone="resnet50", cam="split", cam_reduction=16, gate="sigmoid", casam_reduction=256,
-        post="bn", pool="avg", swap=False, neck="bn", num_classes=0, bn_groups=1, pretrained=None,
+        post="bn", pool="avg", swap=False, neck="bn", num_classes=0, pretrained=None,
     ):  # fmt: skip
         super().__init__()
         choices = dict(
@@ -189,9 +190,6 @@ class AFF(nn.Module):
                 raise ValueError(f"{name}: {value!r} is none of {', '.join(allowed)}")
         if pool == "gem" and post == "bn" and arch in ("aff", "l"):
             raise ValueError("pool=gem needs a non-negative map, and post=bn centres it: use post=relu or post=none")
-        if bn_groups < 1:
-            raise ValueError(f"bn_groups: {bn_groups} is below 1")
-        self.bn_groups = bn_groups
         self.backbone_name = backbone
         self.backbone, channels = trunk(backbone)
         self.feature_size = channels
@@ -208,8 +206,10 @@ class AFF(nn.Module):
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.bias.requires_grad_(False)  # the shift stays at 0
         self.classifier = None
-        if num_classes:
-            self.set_classifier(0.001 * torch.randn(num_classes, channels))  # Paper silent: as in reid-strong-baseline
+        if num_classes and neck == "bn":
+            self.set_classifier(0.001 * torch.randn(num_classes, channels))
+        elif num_classes:
+            self.classifier = nn.Linear(channels, num_classes)
         if pretrained is not None:
             load_backbone(self, pretrained)
 
@@ -229,14 +229,14 @@ class AFF(nn.Module):
         self.select_domain(domain)
         x = self.backbone(x)
         if self.global_branch is not None:
-            x = x + self.global_branch(x)  # sec. 3.1, "fused with the original image": with the input map of CASAM
+            x = x + self.global_branch(x)  # Paper silent: sec. 3.1's "fused", here CASAM's input added to its output
         if self.local_branch is not None:
             x = self.local_branch(x)
             x = self.post(x) if self.post is not None else x
         return x
 
     def encode(self, x, domain=None):
-        """The Output of one chunk; pooling and everything after it in float32 whatever autocast says."""
+        """The Output of one domain's images; pooling and all after it in float32 whatever autocast says."""
         x = self.feature_map(x, domain)
         with full_precision(x):
             pooled = self.pool(x).flatten(1)  # (B, D)
@@ -250,18 +250,14 @@ class AFF(nn.Module):
         domain (only after convert_dsbn; without it ignored): 0 source, 1 target; evaluation defaults to the last,
             the target. In train mode also a tuple, e.g. (0, 1): the batch is cut in that many equal contiguous
             parts, one per domain, so that DistributedDataParallel sees one forward pass and every parameter used.
-        Raises: ValueError in train mode if B is no multiple of (number of domains) x bn_groups.
+        Raises: ValueError in train mode for a batch that is empty or does not divide by the number of domains.
         """
         if not self.training:
             return self.encode(x, domain).feat
         domains = domain if isinstance(domain, tuple) else (domain,)
-        parts = len(domains) * self.bn_groups
-        if len(x) == 0 or len(x) % parts:
-            raise ValueError(
-                f"a batch of {len(x)} does not divide into {len(domains)} domain(s) x {self.bn_groups} BN group(s): "
-                f"use a multiple of {parts}, or another --bn-groups"
-            )
-        outputs = [self.encode(chunk, domains[i // self.bn_groups]) for i, chunk in enumerate(x.chunk(parts))]
+        if len(x) == 0 or len(x) % len(domains):
+            raise ValueError(f"a batch of {len(x)} does not divide into {len(domains)} domain(s)")
+        outputs = [self.encode(part, one) for part, one in zip(x.chunk(len(domains)), domains)]
         if self.classifier is None:
             return torch.cat([output.feat for output in outputs])
         return Output(*(torch.cat(tensors) for tensors in zip(*outputs)))

@@ -61,7 +61,7 @@ def load_network(path: str) -> tuple[AFF, dict, Path]:
     if not hasattr(trained, "arch"):
         raise ValueError(f"{file} is no checkpoint of aff_scl (it was trained with other flags)")
     weights = checkpoints.strip_prefixes(state["state_dict"])
-    model = build_model(trained, len(weights.get("classifier.weight", ())), bn_groups=1)
+    model = build_model(trained, len(weights.get("classifier.weight", ())))
     if trained.mode == "uda" and variants(trained)["dsbn"] == "on":
         convert_dsbn(model)
     checkpoints.fit(model, weights, file)

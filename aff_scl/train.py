@@ -3,7 +3,7 @@
     python aff_scl/train.py --dataset market                       # sec. 3; Table 2 reports mAP 78.8, rank-1 90.9
     python aff_scl/train.py --row table5/lambda1=0.25              # any row of experiments.yaml
     python aff_scl/train.py --mode uda --source duke -d market     # Table 3: labelled Duke added to unlabelled Market
-    torchrun --nproc_per_node=2 aff_scl/train.py --dataset market  # the same run on two GPUs
+    torchrun --nproc_per_node=4 aff_scl/train.py --dataset market  # the same batches and gradients on four GPUs
     python aff_scl/train.py --row demo                             # one CPU, minutes, synthetic people, no download
 
 What to expect, and what our runs gave: aff_scl/README.md.
@@ -11,49 +11,52 @@ What to expect, and what our runs gave: aff_scl/README.md.
 
 import dataclasses
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from aff_scl import losses
-from aff_scl.flags import parse_args, variants
-from aff_scl.model import AFF, convert_dsbn, load_backbone
-from common import datasets, histogram, images, inputs, jaccard, processes, runtime, samplers, transforms
+from aff_scl.flags import check_processes, parse_args, variants
+from aff_scl.model import AFF, Output, convert_dsbn, load_backbone
+from common import batchnorm, datasets, histogram, images, inputs, jaccard, processes, runtime, samplers, transforms
+from common.epoch import Epoch
+from common.processes import gather_rows
 
 SOURCE, TARGET = 0, 1  # domains of --mode uda
 
 
-def build_model(args: Namespace, num_classes: int, bn_groups: int) -> AFF:
+# ------------------------------------------------------------------------------------------------ network and optimiser
+def build_model(args: Namespace, num_classes: int) -> AFF:
     """The network of the flags, without weights; `num_classes` > 0 adds the classifier of the supervised rows."""
     v = variants(args)
     return AFF(
         arch=args.arch, backbone=args.backbone, cam=args.cam, cam_reduction=v["cam_reduction"], gate=v["gate"],
         casam_reduction=v["casam_reduction"], post=v["post"], pool=v["pool"], swap=args.swap, neck=args.neck,
-        num_classes=num_classes, bn_groups=bn_groups,
+        num_classes=num_classes,
     )  # fmt: skip
 
 
-def build(args, run, num_classes):
-    """Model on the device, wrapped for several processes; Adam over all its parameters; the schedule of the mode."""
-    ids = args.batch_size // args.num_instances
-    if ids % run.world_size or (args.bn_groups > 1 and args.bn_groups % run.world_size):
-        raise ValueError(
-            f"{run.world_size} processes must divide the {ids} identities of a batch and --bn-groups {args.bn_groups}; "
-            f"use another number of processes, or --bn-groups {run.world_size}"
-        )
-    model = build_model(args, num_classes, max(1, args.bn_groups // run.world_size))
-    load_backbone(model, args.weights)
+def build(args, run, num_classes) -> AFF:
+    """The network on the device, with its initial weights and one batch normalisation per domain in --mode uda."""
+    network = build_model(args, num_classes)
+    load_backbone(network, args.weights)
     if args.mode == "uda" and variants(args)["dsbn"] == "on":
-        convert_dsbn(model)
-    model = model.to(run.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+        convert_dsbn(network)
+    return network.to(run.device, memory_format=torch.channels_last)
+
+
+def optimised(args, run, network):
+    """The network (mutated) with batch statistics over --bn-groups parts of the batch of all ranks, wrapped for them;
+    Adam over all its parameters; the schedule of the mode.
+    """
+    batchnorm.over_groups(network, run.world_size, args.bn_groups)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     factor = warmup_steps(args.epochs) if args.mode == "sup" else lambda epoch: 0.1 ** (epoch // 20)  # sec. 4.2
-    return processes.parallel(run, model), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return processes.parallel(run, network), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def warmup_steps(epochs):
@@ -83,6 +86,7 @@ def calibrate(run, model, store, batches=20, size=64):
         norm.momentum = momentum
 
 
+# --------------------------------------------------------------------------------------------------- clusters, memories
 def cluster(feats, args, run):
     """Pseudo labels (N,) int64, -1 = outlier, from rank 0 (sec. 3.2); ValueError when there is nothing to contrast."""
     labels, v = torch.empty(len(feats), dtype=torch.int64), variants(args)
@@ -99,6 +103,59 @@ def cluster(feats, args, run):
     return labels, {"clusters": clusters, "outliers": outliers}
 
 
+def new_memory(args, feats, labels):
+    """Both memories of extracted features (N, D) with labels (N,), -1 left out, as an epoch starts with them."""
+    v = variants(args)
+    return losses.Memory.from_features(feats, labels, v["momentum"], v["hard_init"], v["hard_ref"])
+
+
+def source_memory(run, args, model, source):
+    """Rows of the source classes: those of the first network, then what the last epoch left (paper silent)."""
+    if "source_memory" not in run.extra:
+        start = new_memory(args, inputs.extract(run, model, source.store), source.labels)
+        run.extra["source_memory"] = start.state_dict()
+    state, v = {k: t.to(run.device) for k, t in run.extra["source_memory"].items()}, variants(args)
+    return losses.Memory(**state, momentum=v["momentum"], hard_ref=v["hard_ref"])
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+def identity_batches(run, args, domain, labels, number, seed, stream=0):
+    """Batches of epoch `number`, P identities x K images of a domain: an iterator over this rank's share of each,
+    augmented images (B / W, 3, H, W) and labels (B / W,); the number of batches; and K.
+
+    Groups prefer different cameras unless --variant camera=off. With fewer than P clusters K grows.
+    """
+    ids, k = args.batch_size // args.num_instances, args.num_instances
+    ids, k = samplers.fit(ids, k, int(labels.max()) + 1, world_size=1)
+    camids = [s.camid for s in domain.data.train] if variants(args)["camera"] == "on" else None
+    drawn = samplers.identity_batches(
+        labels.numpy(), ids, k, camids=camids, iters=args.iters, seed=seed, epoch=number
+    )  # (steps, B), the same for any number of ranks
+    return augmented(run, domain.store, labels, drawn, runtime.generator(run, number, stream)), len(drawn), k
+
+
+def augmented(run, store, labels, drawn, generator):
+    """This rank's share of the index batches `drawn` (steps, B), in equal parts in rank order: (images, labels)."""
+    augment = transforms.Augment(erase_law="uniform")  # the ratio law of reid-strong-baseline and its descendants
+    labels, own = labels.to(run.device), np.split(drawn, run.world_size, axis=1)[run.rank]
+    for batch, indices in images.batches(store, own, run.device, workers=run.args["workers"]):
+        yield augment(batch, generator), labels[indices.to(run.device)]
+
+
+def forward(run, model, x, domain=None):
+    with run.autocast():
+        return model(x.contiguous(memory_format=torch.channels_last), domain)
+
+
+def grid(rows, k):
+    """This rank's rows (B / W, ...) of a batch -> those of all ranks, identity after identity, (P, K, ...).
+
+    Every rank computes the losses of the whole batch and moves its memories by it, so neither depends on W.
+    """
+    return gather_rows(rows).unflatten(0, (-1, k))
+
+
+# --------------------------------------------------------------------------------------------------------------- epochs
 def contrast(q, labels, memory, args):
     """The loss that --loss names: Eq. (8), or one of its two contrasts alone (Table 4); loss and its detached parts."""
     if args.loss == "scl":
@@ -110,114 +167,73 @@ def contrast(q, labels, memory, args):
     return loss, {args.loss: loss.detach()}
 
 
-def stream(run, store, labels, index_batches, augment, generator, shift=0):
-    """Augmented images (B, 3, H, W) and labels (B,) + shift on the device, batch after batch."""
-    labels = labels.to(run.device) + shift
-    for batch, indices in images.batches(store, index_batches, run.device, workers=run.args["workers"]):
-        yield augment(batch, generator), labels[indices.to(run.device)]
-
-
-def train_one_epoch(run, model, optimizers, grad_scaler, batches, steps, epoch, objective, update=None, domain=None):
-    """One pass over `batches`: objective(output, labels) -> loss, parts; update(output, labels) after each step.
-
-    Returns the epoch's mean of the loss and of its parts. Ends with equal BatchNorm statistics on all ranks.
-    """
+def usl_epoch(run, args, model, optimizer, grad_scaler, number, target, labels, memory):
+    """Train against the memories of the clusters and move them after each step (sec. 3.4); Table 2."""
+    batches, steps, k = identity_batches(run, args, target, labels, number, args.seed)
+    epoch = Epoch(run, number, batches, steps)
     model.train()
-    totals, seen, began = {}, 0, time.time()
-    bar = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
-    for i, (x, labels) in enumerate(bar):
-        with run.autocast():
-            output = model(x.contiguous(memory_format=torch.channels_last), domain)
-        loss, parts = objective(output, labels)
-        runtime.step(run, loss, optimizers, grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
-        if update is not None:
-            update(output, labels)
-        for name, value in {"loss": loss.detach(), **parts}.items():
-            totals[name] = totals.get(name, 0) + value
-        seen += len(x) * run.world_size
-    processes.sync_buffers(run, runtime.bare(model))
-    means = {name: value.item() / (i + 1) for name, value in totals.items()}
-    text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-    runtime.say(run, f"epoch {epoch + 1}: {text}; {seen / (time.time() - began):.0f} images/s")
-    return means
+    for x, y in epoch:
+        q, y = grid(forward(run, model, x), k), grid(y, k)  # (P, K, D), (P, K)
+        loss, parts = contrast(q, y, memory, args)  # Eq. (8)
+        runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
+        memory.update(q, y)  # Eqs. (10), (12), (13)
+        epoch.add(len(x), loss=loss, **parts)
+    return epoch.means(model)
 
 
-def sampled(run, args, labels, data, seed, epoch):
-    """P x K index batches of an epoch; groups prefer different cameras unless --variant camera=off."""
-    camids = [s.camid for s in data.train] if variants(args)["camera"] == "on" else None
-    return samplers.identity_batches(
-        labels.numpy(), args.batch_size // args.num_instances, args.num_instances, camids=camids, iters=args.iters,
-        seed=seed, epoch=epoch, rank=run.rank, world_size=run.world_size,
-    )  # fmt: skip
+def uda_epoch(run, args, model, optimizer, grad_scaler, number, source, target, labels, memory):
+    """The same with a labelled batch beside each: one memory of both domains' classes, source first; Table 3."""
+    num_source = len(memory) - int(labels.max()) - 1
+    source_batches, steps, k_s = identity_batches(run, args, source, source.labels, number, args.seed + 1, stream=1)
+    target_batches, steps, k_t = identity_batches(run, args, target, labels, number, args.seed)
+    epoch = Epoch(run, number, zip(source_batches, target_batches), steps)
+    model.train()
+    for (x_s, y_s), (x_t, y_t) in epoch:  # one forward pass, in it each domain with batch statistics of its own
+        q_s, q_t = forward(run, model, torch.cat([x_s, x_t]), (SOURCE, TARGET)).chunk(2)
+        q_s, y_s, q_t, y_t = grid(q_s, k_s), grid(y_s, k_s), grid(q_t, k_t), grid(y_t, k_t) + num_source
+        loss_s, parts_s = contrast(q_s, y_s, memory, args)
+        loss_t, parts_t = contrast(q_t, y_t, memory, args)
+        runtime.step(run, loss_s + loss_t, [optimizer], grad_scaler, epoch.where)
+        memory.update(q_s, y_s)
+        memory.update(q_t, y_t)
+        epoch.add(2 * len(x_s), loss=loss_s + loss_t, **{name: parts_s[name] + parts_t[name] for name in parts_s})
+    run.extra["source_memory"] = memory[:num_source].state_dict()
+    return epoch.means(model)
 
 
-def unsupervised_epoch(run, model, optimizer, grad_scaler, epoch, args, target, augment, source=None):
-    """Sec. 3.2-3.4: extract, cluster, build both memories, train against them; with a source, Table 3."""
-    v, bare, generator = variants(args), runtime.bare(model), runtime.generator(run, epoch)
-    feats = inputs.extract(run, bare, target.store)  # (N, D) unit rows, in the order of the training images
-    labels, found = cluster(feats, args, run)  # (N,), -1 = outlier
-    runtime.say(run, f"epoch {epoch + 1}: {found['clusters']} clusters, {found['outliers']} outliers of {len(labels)}")
-    index_batches = sampled(run, args, labels, target.data, args.seed, epoch)
-    steps, parts, domain = len(index_batches), 1, None
-    if args.loss == "ce_tri":
-        batches = stream(run, target.store, labels, index_batches, augment, generator)
-        weights = losses.class_means(feats, labels)
-        return {**baseline_epoch(run, bare, optimizer, grad_scaler, epoch, args, weights, batches, steps), **found}
-    memory = losses.Memory.from_features(feats, labels, v["momentum"], v["hard_init"], v["hard_ref"])
-    known = source_memory(run, bare, source, v) if source else ()
-    batches = stream(run, target.store, labels, index_batches, augment, generator, shift=len(known))
-    if source:  # joint classes, source first; each domain has its own forward pass and BN statistics
-        memory, parts, domain = losses.Memory.join(known, memory), 2, (SOURCE, TARGET)
-        source_batches = sampled(run, args, source.labels, source.data, args.seed + 1, epoch)
-        other = stream(run, source.store, source.labels, source_batches, augment, runtime.generator(run, epoch, 1))
-        batches = (tuple(map(torch.cat, zip(*pair))) for pair in zip(other, batches))
-
-    def objective(q, y):  # the sum over domains
-        terms = [contrast(q_part, y_part, memory, args) for q_part, y_part in zip(q.chunk(parts), y.chunk(parts))]
-        return sum(loss for loss, _ in terms), {name: sum(t[name] for _, t in terms) for name in terms[0][1]}
-
-    def update(q, y):  # features of all ranks, so that every rank holds the same memory; Eqs. (10), (12), (13)
-        memory.update(processes.gather(run, q), processes.gather(run, y))
-
-    stats = train_one_epoch(run, model, [optimizer], grad_scaler, batches, steps, epoch, objective, update, domain)
-    if source:
-        run.extra["source_memory"] = memory[: len(known)].state_dict()
-    return {**stats, **found}
+def labelled_epoch(run, model, optimizers, grad_scaler, epoch, label_smoothing=0.0):
+    """Cross-entropy and batch-hard triplet over the batch of all ranks, for each batch of an Epoch."""
+    model.train()
+    for x, y in epoch:
+        output = Output(*map(gather_rows, forward(run, model, x)))
+        loss, parts = losses.ce_tri(output, gather_rows(y), label_smoothing)
+        runtime.step(run, loss, optimizers, grad_scaler, epoch.where)
+        epoch.add(len(x), loss=loss, **parts)
+    return epoch.means(model)
 
 
-def source_memory(run, model, source, v):
-    """Rows of the source classes: class means of the first network, then what the last epoch left (paper silent)."""
-    if "source_memory" not in run.extra:
-        feats = inputs.extract(run, model, source.store)
-        run.extra["source_memory"] = losses.Memory.from_features(feats, source.labels).state_dict()
-    state = {k: t.to(run.device) for k, t in run.extra["source_memory"].items()}
-    return losses.Memory(**state, momentum=v["momentum"], hard_ref=v["hard_ref"])
-
-
-def baseline_epoch(run, bare, optimizer, grad_scaler, epoch, args, weights, batches, steps):
+def baseline_epoch(run, args, model, optimizer, grad_scaler, number, target, labels, means):
     """Table 4, first row: cross-entropy on a fresh classifier, its rows the unit cluster means (C, D), and triplet."""
-    bare.set_classifier(weights)
-    rate = optimizer.param_groups[0]["lr"]
-    fresh = torch.optim.Adam(bare.classifier.parameters(), lr=rate, weight_decay=args.weight_decay)
-    model = processes.parallel(run, bare)
-    stats = train_one_epoch(run, model, [optimizer, fresh], grad_scaler, batches, steps, epoch, losses.ce_tri)
-    bare.set_classifier(None)
+    batches, steps, _ = identity_batches(run, args, target, labels, number, args.seed)
+    network, rate = runtime.bare(model), optimizer.param_groups[0]["lr"]
+    network.set_classifier(means)
+    fresh = torch.optim.Adam(network.classifier.parameters(), lr=rate, weight_decay=args.weight_decay)
+    epoch = Epoch(run, number, batches, steps)
+    stats = labelled_epoch(run, processes.parallel(run, network), [optimizer, fresh], grad_scaler, epoch)
+    network.set_classifier(None)
     return stats
 
 
-def supervised_epoch(run, model, optimizer, grad_scaler, epoch, args, target, augment):
+def supervised_epoch(run, args, model, optimizer, grad_scaler, number, target):
     """Table 7: cross-entropy with label smoothing 0.1 and batch-hard triplet, as reid-strong-baseline."""
-    index_batches = samplers.identity_epoch(
-        target.labels.numpy(), args.batch_size // args.num_instances, args.num_instances, seed=args.seed, epoch=epoch,
-        rank=run.rank, world_size=run.world_size,
-    )[: args.iters]  # fmt: skip
-    batches = stream(run, target.store, target.labels, index_batches, augment, runtime.generator(run, epoch))
-    return train_one_epoch(
-        run, model, [optimizer], grad_scaler, batches, len(index_batches), epoch,
-        lambda output, y: losses.ce_tri(output, y, label_smoothing=0.1),
-    )  # fmt: skip
+    ids, labels = args.batch_size // args.num_instances, target.labels
+    drawn = samplers.identity_epoch(labels.numpy(), ids, args.num_instances, seed=args.seed, epoch=number)[: args.iters]
+    batches = augmented(run, target.store, labels, drawn, runtime.generator(run, number))
+    epoch = Epoch(run, number, batches, len(drawn))
+    return labelled_epoch(run, model, [optimizer], grad_scaler, epoch, label_smoothing=0.1)
 
 
+# ----------------------------------------------------------------------------------------------------------------- main
 def evaluate(run, model, data, store) -> dict:
     """mAP, rank1, rank5, rank10, mINP of the network on query against gallery (sec. 4.1), as fractions."""
     return named(inputs.rank_metrics(data, inputs.extract(run, model, store)))
@@ -241,6 +257,7 @@ def training_set(run, args, name, synthetic):
 
 def main(args):
     run = runtime.start(args, "aff_scl")
+    check_processes(args, run.world_size)
     target = training_set(run, args, args.dataset, args.synthetic)
     source = training_set(run, args, args.source, args.source_synthetic or args.synthetic) if args.source else None
     data = target.data
@@ -251,11 +268,11 @@ def main(args):
         )
     runtime.open_log(run, inputs.data_name(data))
     test_store = inputs.open_images(run, data.query + data.gallery, args.height, args.width, name=f"{data.name} test")
-    model, optimizer, scheduler = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)
-    grad_scaler = runtime.scaler(run)
-    augment = transforms.Augment(erase_law="uniform")  # the ratio law of reid-strong-baseline and its descendants
+    network = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)
     if args.weights == "none":
-        calibrate(run, runtime.bare(model), target.store)
+        calibrate(run, network, target.store)
+    model, optimizer, scheduler = optimised(args, run, network)
+    grad_scaler = runtime.scaler(run)
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
     if "before" not in run.extra:
         run.extra["before"] = evaluate(run, model, data, test_store)
@@ -267,9 +284,22 @@ def main(args):
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
         if args.mode == "sup":
-            stats = supervised_epoch(run, model, optimizer, grad_scaler, epoch, args, target, augment)
+            stats = supervised_epoch(run, args, model, optimizer, grad_scaler, epoch, target)
         else:
-            stats = unsupervised_epoch(run, model, optimizer, grad_scaler, epoch, args, target, augment, source)
+            feats = inputs.extract(run, model, target.store)  # (N, D) unit rows, in the order of the images
+            labels, found = cluster(feats, args, run)  # (N,) pseudo labels, -1 = outlier; sec. 3.2
+            text = f"{found['clusters']} clusters, {found['outliers']} outliers of {len(labels)}"
+            runtime.say(run, f"epoch {epoch + 1}: {text}")
+            memory = new_memory(args, feats, labels)  # means and hard samples of the clusters; Figure 2 right
+            training = run, args, model, optimizer, grad_scaler, epoch
+            if args.loss == "ce_tri":
+                stats = baseline_epoch(*training, target, labels, memory.means)
+            elif args.mode == "usl":
+                stats = usl_epoch(*training, target, labels, memory)
+            else:
+                memory = losses.Memory.join(source_memory(run, args, model, source), memory)
+                stats = uda_epoch(*training, source, target, labels, memory)
+            stats.update(found)
         scheduler.step()
         if (epoch + 1) % max(1, args.epochs // 6) == 0 or epoch + 1 == args.epochs:  # every 10 of 60 epochs
             run.extra["last"] = evaluate(run, model, data, test_store)

@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", default="prcc", choices=["prcc"])
+    data.add_argument("-d", "--dataset", type=str.lower, default="prcc", choices=["prcc"])
     data.add_argument(
         "--mask-format",
         choices=list(MASK_FORMATS),

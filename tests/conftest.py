@@ -38,6 +38,17 @@ def write_market(root: Path, train_ids: int = 8, test_ids: int = 4, seed: int = 
     return root
 
 
+def write_market_and_duke(root: Path) -> Path:
+    """The miniature Market-1501 and, in the layout of DukeMTMC-reID, another with other people."""
+    write_market(root)
+    duke = root / "DukeMTMC-reID"
+    (write_market(root / "other", seed=1) / "market1501").rename(duke)
+    for file in sorted(duke.rglob("*.jpg")):
+        pid, camera, frame, _ = file.stem.split("_")
+        file.rename(file.with_name(f"{pid}_{camera[:2]}_f{frame}.jpg"))
+    return root
+
+
 @pytest.fixture(scope="session")
 def market_dir(tmp_path_factory) -> Path:
     """A --data-dir with the miniature Market-1501."""

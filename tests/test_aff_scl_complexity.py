@@ -1,5 +1,7 @@
 """aff_scl.complexity: Table 8 to the digit, and the counter's rules on networks small enough to count by hand."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -7,9 +9,11 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from ranks import on_ranks
 from torch import nn
 from torchvision import models
 
+from aff_scl import complexity
 from aff_scl.complexity import measure
 from aff_scl.model import AFF
 
@@ -103,10 +107,17 @@ def test_script_prints_unrounded_json_from_another_directory(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_row_writes_a_result_file_that_the_tables_read(tmp_path):
-    places = ("--results-dir", str(tmp_path / "results"), "--logs-dir", str(tmp_path / "logs"))
-    printed = run("--row", "table8/ours", *places, cwd=tmp_path)
-    assert "26.70    9.17   186.26" in printed
+def row_of_table8(folder):
+    """What complexity.py prints for the row, on this rank."""
+    sys.argv = ["complexity.py", "--row", "table8/ours", "--results-dir", f"{folder}/results", "--logs-dir", folder]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        complexity.main(complexity.parse_args())
+    return said.getvalue()
+
+
+def test_row_writes_a_result_file_that_the_tables_read_under_torchrun_too(tmp_path):
+    printed = on_ranks(2, row_of_table8, str(tmp_path))
+    assert "26.70    9.17   186.26" in printed[0] and printed[1] == ""
     path = tmp_path / "results" / "aff_scl" / "no-data" / "table8" / "ours" / "seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
     assert metrics["params"] == 26_699_938 and metrics["memory_mb"] == pytest.approx(186.264, abs=5e-4)

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 
 from aff_scl.model import AFF, CASAM, SE, GeM, PerHalf, SplitAttention, convert_dsbn, load_backbone
+from common.batchnorm import over_groups
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_hidden_widths_scale_and_never_vanish():
 @pytest.mark.parametrize("options, name", [
     (dict(arch="global"), "arch"), (dict(backbone="vgg16"), "backbone"), (dict(cam="cbam"), "cam"),
     (dict(gate="relu"), "gate"), (dict(post="gelu"), "post"), (dict(pool="max"), "pool"), (dict(neck="fc"), "neck"),
-    (dict(bn_groups=0), "bn_groups"), (dict(pool="gem"), "non-negative"),
+    (dict(pool="gem"), "non-negative"),
 ])  # fmt: skip
 def test_unknown_options_are_named(options, name):
     with pytest.raises(ValueError, match=name):
@@ -174,7 +175,8 @@ def test_neck_none_uses_the_pooled_feature():
     model = small(neck="none", num_classes=3)
     output = model(picture())
     assert torch.allclose(output.feat, F.normalize(output.pooled))
-    assert torch.allclose(output.logits, output.pooled @ model.classifier.weight.T)
+    assert model.classifier.bias.ne(0).all()  # reid-strong-baseline's: a bias, and not the small start of BNNeck's
+    assert torch.allclose(output.logits, output.pooled @ model.classifier.weight.T + model.classifier.bias, atol=1e-6)
 
 
 def test_gem_is_the_power_mean():
@@ -218,27 +220,23 @@ def test_classifier_can_be_renewed_and_removed():
 
 # -------------------------------------------------------------------------------------------- batch-statistics groups
 @pytest.mark.parametrize("groups", [2, 4])
-def test_bn_groups_equal_separate_forward_passes(groups):
-    grouped, x = small(bn_groups=groups), picture(8)
-    plain = copy.deepcopy(grouped)
-    plain.bn_groups = 1
-    separate = torch.cat([plain(chunk) for chunk in x.chunk(groups)])
-    assert torch.equal(grouped(x), separate)
-    assert all(torch.equal(a, b) for a, b in zip(grouped.state_dict().values(), plain.state_dict().values()))
-    assert not torch.allclose(separate, small()(x), atol=1e-3)
+def test_groups_equal_separate_forward_passes_and_move_statistics_by_their_mean(groups):
+    plain, x = small(), picture(8)
+    grouped = over_groups(copy.deepcopy(plain), 1, groups)
+    copies = [copy.deepcopy(plain) for _ in range(groups)]
+    separate = torch.cat([model(chunk) for model, chunk in zip(copies, x.chunk(groups))])
+    assert torch.allclose(grouped(x), separate, atol=1e-5)
+    assert not torch.allclose(separate, plain(x), atol=1e-3)
+    for key, value in grouped.state_dict().items():
+        if "running" in key:
+            assert torch.allclose(value, torch.stack([model.state_dict()[key] for model in copies]).mean(0), atol=1e-5)
 
 
-def test_bn_groups_do_not_matter_in_evaluation():
-    model, x = small(bn_groups=2).eval(), picture(3)
-    expected = model(x)
-    model.bn_groups = 1
-    assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize("batch", [3, 0])
-def test_indivisible_batches_are_refused(batch):
-    with pytest.raises(ValueError, match=f"batch of {batch} .* multiple of 2"):
-        small(bn_groups=2)(picture(batch))
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match=r"batch of 0 does not divide into 1 domain\(s\)"):
+        small()(picture(0))
+    with pytest.raises(ValueError, match=r"batch of 3 does not divide into 2 domain\(s\)"):
+        small()(picture(3), domain=(0, 1))
 
 
 # -------------------------------------------------------------------------------------------------------------- domains
@@ -274,8 +272,7 @@ def test_dsbn_starts_from_the_plain_model_and_evaluates_on_the_target():
 
 @pytest.mark.parametrize("dsbn", [True, False])
 def test_a_tuple_of_domains_equals_one_pass_per_domain(dsbn):
-    joint = small(bn_groups=2)
-    joint = convert_dsbn(joint) if dsbn else joint
+    joint = over_groups(convert_dsbn(small()) if dsbn else small(), 1, groups=2)
     single, x = copy.deepcopy(joint), picture(8)
     separate = torch.cat([single(x[:4], domain=0), single(x[4:], domain=1)])
     assert torch.equal(joint(x, domain=(0, 1)), separate)

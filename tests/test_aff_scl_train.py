@@ -5,35 +5,25 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY, script, write_market
+from conftest import ROOT, TINY, script, write_market_and_duke
 from PIL import Image
 
 from aff_scl import test as aff_test
 from aff_scl import train
 from common import inputs
 
-MODES = {
+MODES = {  # the others are trained in test_aff_scl_golden.py
     "usl": [],
-    "ce_tri": ["--loss", "ce_tri"],
     "mean": ["--loss", "mean"],
-    "uda": ["--mode", "uda", "--source", "duke"],
     "uda_shared_bn": ["--mode", "uda", "--source", "duke", "--variant", "dsbn=off"],
-    "sup": ["--mode", "sup", "--bn-groups", "1"],
     "bf16": ["--amp", "bf16", "--cache", "off", "--lb", "memory"],
 }
 
 
 @pytest.fixture(scope="module")
-def data_dir(market_dir, tmp_path_factory):
-    """The miniature Market-1501 and, as `duke`, another with other people."""
-    base = tmp_path_factory.mktemp("two")
-    shutil.copytree(market_dir / "market1501", base / "market1501")
-    duke = base / "DukeMTMC-reID"
-    shutil.copytree(write_market(tmp_path_factory.mktemp("source"), seed=1) / "market1501", duke)
-    for file in sorted(duke.rglob("*.jpg")):
-        pid, camera, frame, _ = file.stem.split("_")
-        file.rename(file.with_name(f"{pid}_{camera[:2]}_f{frame}.jpg"))
-    return base
+def data_dir(tmp_path_factory):
+    """The miniature Market-1501 and DukeMTMC-reID."""
+    return write_market_and_duke(tmp_path_factory.mktemp("two"))
 
 
 def run(data_dir, out, *flags, epochs=2):
@@ -131,6 +121,26 @@ BAD_FLAGS = {
     "no steps": (["--iters", "0"], "at least 1, or nothing would be trained"),
     "variant": (["--variant", "gate=relu"], "--variant gate=relu is unknown; known are gate=sigmoid|softmax"),
     "source": (["--mode", "uda"], "--mode uda needs --source NAME"),
+    "source of another name": (
+        ["--mode", "uda", "--source", "mraket"],
+        "unknown data set 'mraket'; known: market, duke",
+    ),
+    "target as source": (
+        ["--mode", "uda", "--source", "DukeMTMC-reID", "-d", "duke"],
+        "--source duke is the target itself, whose labels must stay unknown; name another data set",
+    ),
+    "eps": (["--eps", "1.5"], "--eps 1.5 is out of range; it must be between 0 and 1, the ends excluded"),
+    "eps 1": (["--eps", "1"], "--eps 1 is out of range"),
+    "tau": (["--tau", "0"], "--tau 0 is out of range; it must be finite and above 0"),
+    "k1": (["--k1", "0"], "--k1 0 is out of range; it must be at least 1"),
+    "k2": (["--variant", "k2=0"], "--variant k2 0 is out of range; it must be at least 1"),
+    "momentum": (["--variant", "momentum=2"], "--variant momentum 2 is out of range; it must be between 0 and 1"),
+    "not a number": (["--lr", "nan"], "--lr nan is out of range; it must be finite and above 0"),
+    "infinite": (["--lambda1", "inf"], "--lambda1 inf is out of range; it must be finite and at least 0"),
+    "size": (["--height", "8"], "--height 8 is out of range; it must be at least 16, the network's stride"),
+    "pool": (["--variant", "pool=gem"], "add post=relu or post=none"),
+    "loss of sup": (["--mode", "sup", "--loss", "mean"], "--mode sup always takes that of Table 7"),
+    "backbone": (["--backbone", "vgg16"], "invalid choice: 'vgg16'"),
     "source of usl": (["--source-synthetic", "small"], "--source-synthetic is for --mode uda with a real target"),
     "both rendered": (
         ["--mode", "uda", "--source", "duke", "--source-synthetic", "small", "--synthetic", "small"],

@@ -95,29 +95,6 @@ def test_one_and_two_processes_train_and_evaluate(market_dir, tmp_path):
         assert metrics[0][key] == metrics[1][key]
 
 
-def test_memories_are_equal_on_all_ranks(tmp_path):
-    path = program(
-        tmp_path,
-        """
-        import torch.nn.functional as F
-        from aff_scl.losses import Memory
-        run = runtime.start(args, "p")
-        draw = torch.Generator().manual_seed(0)
-        memory = Memory(F.normalize(torch.randn(6, 8, generator=draw)), F.normalize(torch.randn(6, 8, generator=draw)))
-        for _ in range(5):
-            q, y = F.normalize(torch.randn(12, 8, generator=draw)), torch.arange(3).repeat_interleave(4) + 2
-            own = slice(6 * run.rank, 6 * run.rank + 6)
-            memory.update(processes.gather(run, q[own]), processes.gather(run, y[own]))
-        both = processes.gather(run, torch.cat([memory.means, memory.hards])[None])
-        if run.main:
-            print("equal", torch.equal(both[0], both[1]))
-        torch.distributed.destroy_process_group()
-        """,
-    )
-    done = script(path, launcher=TORCHRUN)
-    assert "equal True" in done.stdout, done.stderr
-
-
 @pytest.mark.slow
 def test_restarted_job_ends_where_the_quiet_one_does(market_dir, tmp_path):
     """torchrun --max-restarts: rank 1 dies once after epoch 1; the second life resumes and ends with equal numbers."""

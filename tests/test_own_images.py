@@ -37,7 +37,7 @@ PROJECTS = {  # project -> its test script, the flags of a tiny training, the ne
     "aff_scl": (
         aff_test,
         lambda: aff_train.parse_args([*SIZE, "--backbone", "resnet18"]),
-        lambda args: aff_train.build_model(args, 0, 1),
+        lambda args: aff_train.build_model(args, 0),
     ),
     "convnext_ap": (
         convnext_test,
@@ -385,7 +385,7 @@ class OfOneSize(nn.Module):
 @pytest.mark.parametrize("build", [
     lambda: prsnet_train.build_model(prsnet_train.parse_args([*SIZE, *MAE]), 5),
     *[lambda arch=arch: pixel_model.build(arch, 5, "resnet18") for arch in ("pcb", "hpm")],
-    lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0, 1)),
+    lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0)),
 ], ids=["prsnet mae", "pixel_sampling pcb", "pixel_sampling hpm", "aff_scl with a BN a domain"])  # fmt: skip
 def test_other_networks_of_the_projects_are_exported_too(build, tmp_path, capsys):
     own_images.export(own_images.Descriptor(build()), (64, 32), tmp_path / "net.pt2")

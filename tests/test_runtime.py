@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import convnext_ap.train as convnext_ap
+import dapg.flags as dapg
+import pixel_sampling.flags as pixel_sampling
+import prsnet.train as prsnet
 from aff_scl import train
 from common import records, runtime
 
@@ -31,6 +35,28 @@ def test_a_run_is_named_after_the_row_whose_flags_it_has():
     assert train.parse_args(["--lambda1", "0.25", "--lambda2", "0.75", "--seed", "3"]).row == "table5/lambda1=0.25"
     other = train.parse_args(["--row", "table5/lambda1=0.25", "--tau", "0.07"]).row
     assert other.startswith("custom-") and other != train.parse_args(["--tau", "0.06"]).row  # never the row's own name
+
+
+ALIASES = [
+    (train, ["-d", "DukeMTMC-reID"], "duke", "table2/duke"),
+    (train, ["-d", "market1501"], "market", "table2/market"),
+    (convnext_ap, ["-d", "CUHK03-NP"], "cuhk03", "table4/cuhk03/ap"),
+    (prsnet, ["-d", "Market-1501"], "market", "table3/market"),
+    (dapg, ["--stage", "cil", "-d", "SYSU-MM01", "--weights", "imagenet"], "sysu", "cil/in/sysu"),
+    (pixel_sampling, ["-d", "PRCC"], "prcc", pixel_sampling.parse_args([]).row),
+]
+
+
+@pytest.mark.parametrize("script, words, name, row", ALIASES, ids=lambda value: getattr(value, "__name__", None))
+def test_another_name_of_a_data_set_is_the_same_run(script, words, name, row):
+    args = script.parse_args(words)
+    assert (args.dataset, args.row) == (name, row)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["-d", "mraket"])
+    assert stop.value.code == 2 and "unknown data set 'mraket'; known: market, duke" in capsys.readouterr().err
 
 
 def test_paper_defaults_follow_the_mode_and_data():
