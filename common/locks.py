@@ -22,6 +22,7 @@ except ImportError:  # everything else
 PLACE = 2**20  # the byte that msvcrt locks, far behind the holder's name: a locked byte cannot be read
 BUSY = {errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 POLL_S = 0.1  # msvcrt cannot wait
+ALONE = "see to it that no two commands write there at once"
 
 _held: dict[str, BinaryIO] = {}  # path -> open file of the locks of this process
 _told: set[Path] = set()  # folders without locks that were warned of
@@ -32,11 +33,12 @@ class Held(BlockingIOError):
 
 
 @contextlib.contextmanager
-def hold(path: Path, wait: bool) -> Iterator[bool]:
+def hold(path: Path, wait: bool, without: str = ALONE) -> Iterator[bool]:
     """Hold the lock on a file, made if it is not there and left behind, in a folder that is there.
 
-    Yields True, or False where the file system knows no locks, which is warned of once a folder. A process that holds
-    the lock already gets it again; only the outer block releases it. Processes that are forked do not inherit it.
+    Yields True, or False where the file system knows no locks, which is warned of once a folder, the text ending with
+    `without`. A process that holds the lock already gets it again; only the outer block releases it. Processes that are
+    forked do not inherit it.
     Raises: Held if another process holds it and not wait; OSError if the file cannot be written.
     """
     name = os.path.realpath(path)
@@ -44,11 +46,14 @@ def hold(path: Path, wait: bool) -> Iterator[bool]:
         yield True
         return
     with open(name, "a+b", buffering=0) as file:
-        held = _locked(file, Path(path), wait)
+        held, reason = _locked(file, Path(path), wait)
         if held:
             _held[name] = file
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())  # for the message of the next one
+        elif (folder := Path(path).parent) not in _told:
+            _told.add(folder)
+            warnings.warn(f"{folder} cannot be locked ({reason}); {without}", stacklevel=4)
         try:
             yield held
         finally:
@@ -56,38 +61,28 @@ def hold(path: Path, wait: bool) -> Iterator[bool]:
                 _windows(file, msvcrt.LK_UNLCK)
 
 
-def _locked(file: BinaryIO, path: Path, wait: bool) -> bool:
-    """True once the lock is taken, False where there are none. Raises: Held."""
+def _locked(file: BinaryIO, path: Path, wait: bool) -> tuple[bool, str]:
+    """True once the lock is taken; False, and why, where there are none. Raises: Held."""
     while fcntl is not None or msvcrt is not None:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             else:
                 _windows(file, msvcrt.LK_NBLCK)
-            return True
+            return True, ""
         except OSError as error:
             if error.errno not in BUSY:
-                return _without(path, error.strerror)
+                return False, error.strerror
         if not wait:
             file.seek(0)
             raise Held(f"{path} is held by {file.read(200).decode(errors='replace') or 'another process'}")
         time.sleep(POLL_S)
-    return _without(path, "this Python has no file locks")
+    return False, "this Python has no file locks"
 
 
 def _windows(file: BinaryIO, mode: int) -> None:
     file.seek(PLACE)
     msvcrt.locking(file.fileno(), mode, 1)
-
-
-def _without(path: Path, reason: str) -> bool:
-    if path.parent not in _told:
-        _told.add(path.parent)
-        warnings.warn(
-            f"{path.parent} cannot be locked ({reason}); see to it that no two commands write there at once",
-            stacklevel=5,
-        )
-    return False
 
 
 def _forget() -> None:

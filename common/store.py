@@ -14,21 +14,18 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from common import locks
 from common.datasets.files import CACHE_FOLDER
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then decode the same store, and the last one wins with the same bytes
-    fcntl = None
-
 VERSION = 2  # part of the key: raise it when decoding changes
+WITHOUT_LOCKS = "processes that start at once decode the same images each, which a --cache-dir on a local disk avoids"
 CHUNK = 64  # rows a worker makes at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -120,28 +117,17 @@ def locked(folder: Path) -> Iterator[bool]:
 
     Raises: OSError if the folder is not writable.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a", encoding="utf-8")
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"image cache {folder} cannot be written ({error.strerror}); give another folder "
-            f"with --cache-dir, or use --cache off",
-        ) from error
-    with handle:
-        held = fcntl is not None
-        if held:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:
-                held = False
-                warnings.warn(
-                    f"{folder} cannot be locked ({error.strerror}), so processes that start at once decode the same "
-                    f"images each; a --cache-dir on a local disk avoids it",
-                    stacklevel=3,
-                )
-        yield held
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            alone = stack.enter_context(locks.hold(folder / ".lock", wait=True, without=WITHOUT_LOCKS))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"image cache {folder} cannot be written ({error.strerror}); give another folder "
+                f"with --cache-dir, or use --cache off",
+            ) from error
+        yield alone
 
 
 def write(file: Path, rows: Rows, alone: bool) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import pixels, visualize
+from common import commandline, pixels, visualize
 from common.datasets import files
 from pixel_sampling import schp
 from pixel_sampling.masks import LUT, PARTS, palette, write_labels
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with"
     )
     parser.add_argument("--amp", choices=["off", "bf16"], default="off")
-    return parser.parse_args(argv)
+    return parser.parse_args(commandline.words(argv))
 
 
 def folders(root: Path, out: str | None) -> tuple[Path, Path]:

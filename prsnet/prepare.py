@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common import datasets, pixels, synthetic
+from common import commandline, datasets, pixels, synthetic
 from common.datasets import luperson
 from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--min-h", type=int, default=0, help="drop lower boxes, pixels (160 there)")
     parser.add_argument("-j", "--workers", type=int, default=4, help="threads")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(commandline.words(argv))
     if not (args.coco or args.voc or args.mix or args.synthetic):
         parser.error("nothing to cut: give --coco, --voc, --mix or --synthetic")
     if args.mix_include_test and not args.mix:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import images, store
+from common import images, locks, store
 from common.images import batches, open_images
 from common.pixels import FILTERS
 from common.store import default_cache_dir
@@ -167,7 +167,7 @@ def test_a_drive_without_locks_is_worked_on_without_and_another_process_keeps_it
     (file,) = store_files(cache)
     theirs = file.with_name(f"{file.name}.4711-0.tmp")
     file.rename(theirs)
-    monkeypatch.setattr(store.fcntl, "flock", refuse(number))
+    monkeypatch.setattr(locks.fcntl, "flock", refuse(number))
     with pytest.warns(UserWarning, match=f"{cache} cannot be locked .*--cache-dir on a local disk") as said:
         assert torch.equal(open_images(paths, 32, 16, cache_dir=cache).gather([0, 149]), expected)
     assert len(said) == 1 and store_files(cache) == [file, theirs]

@@ -6,7 +6,8 @@ from torch import nn
 from torchvision import models
 
 from pixel_sampling import model
-from pixel_sampling.model import ARCHS, BoT, build
+from pixel_sampling.model import NETWORKS, BoT, build
+from pixel_sampling.settings import ARCHS
 
 CLASSES = 7
 torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def test_branches_and_feature_sizes(networks, arch):
 @pytest.mark.parametrize("arch, size", [("bot", 2048), ("pcb", 12288), ("mgn", 2048), ("hpm", 3840)])
 def test_test_features_of_resnet50_have_the_published_sizes(arch, size):
     with torch.device("meta"):
-        network = ARCHS[arch](models.resnet50(), 150).eval()
+        network = NETWORKS[arch](models.resnet50(), 150).eval()
         assert network(torch.empty(2, 3, 256, 128)).shape == (2, size)
 
 

@@ -262,6 +262,10 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_may_begin(monkeypatch):
         ("dapg/test.py", ["--checkpoint=~/c", "--logs-dir=~/l"]),
         ("convnext_ap/figures.py", ["lr", "--out=~/o"]),
         ("pixel_sampling/visualize.py", ["3", "--checkpoint=~/c", "--out=~/o"]),
+        ("pixel_sampling/parse.py", ["--root=~/r", "--ckpt=~/c"]),
+        ("prsnet/prepare.py", ["--coco-images=~/c", "--out=~/o", "--synthetic=small"]),
+        ("common/datasets/__main__.py", ["market", "--data-dir=~/d"]),
+        ("common/synthetic/__main__.py", ["market", "--out=~/o"]),
         ("results/reproduce.py", ["aff_scl", "--data-dir=~/d", "--logs-dir=~/l"]),
     ],
 )

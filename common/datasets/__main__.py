@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common import datasets, pixels
+from common import commandline, datasets, pixels
 from common.datasets import files, luperson
 
 CHUNK = 4096  # paths handed to the threads at a time
@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's tree, or the tree itself")
     parser.add_argument("--split", choices=("detected", "labeled"), help="boxes of cuhk03")
     parser.add_argument("-j", "--workers", type=int, default=4, help="threads that open images; 0 is as 1")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(commandline.words(argv))
     if len(args.words) > 2 or (len(args.words) == 2 and args.words[0] != "check"):
         parser.error(f"expected NAME or check NAME, got {' '.join(args.words)}")
     if args.workers < 0:
