@@ -128,7 +128,7 @@ def test_image_and_mirror_image_are_added_in_evaluation(trained):
     network, _, _ = testing.load_network(str(log_dir(trained[0])))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 96, 32), dtype=np.uint8)
     found, mirrored = (
-        train.features(run_here(amp="off"), network, store_of(p))["H"] for p in (pixels, pixels[..., ::-1])
+        train.features(run_here(amp="off", workers=1), network, store_of(p))["H"] for p in (pixels, pixels[..., ::-1])
     )
     with torch.no_grad():
         one = network.eval()(transforms.normalize(torch.from_numpy(pixels)))
