@@ -7,7 +7,7 @@ from PIL import Image
 
 from common import images, inputs, runtime
 from common.datasets import luperson
-from dapg import corruptions
+from dapg.noise import corruptions
 
 
 def subset(samples: list, count: int, seed: int) -> list:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from common import runtime
-from dapg import corruptions
+from dapg.noise import corruptions
 
 STAGES = ("robust", "gan", "generate", "align", "agw", "cil")
 DOWNSTREAM = ("agw", "cil")

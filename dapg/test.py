@@ -20,9 +20,12 @@ import numpy as np
 import torch
 
 from common import checkpoints, inputs, own_images, runtime, visualize
-from dapg import agw, corruptions, downstream, gan, noise, pose
+from dapg.downstream import agw
+from dapg.downstream import stage as downstream
 from dapg.flags import variants
-from dapg.pretrain import Views
+from dapg.noise import corruptions, groups
+from dapg.poses import gan, pose
+from dapg.pretrain.stage import Views
 from results import schema
 
 FIGURE1 = ("agw/in/sysu", "cil/in/sysu", "agw/ours/sysu", "cil/ours/sysu")
@@ -185,8 +188,8 @@ def figure3(args, out: Path) -> Path:
     store = inputs.open_images(run, chosen, 256, 128, "figure 3")
     pixels, generator = store.gather(np.arange(len(chosen))).to(run.device), runtime.generator(run, 0)
     views = tuple(Views("pad")(pixels, generator) for _ in range(3))
-    draw = noise.draw_noise(len(chosen), np.random.default_rng(0))
-    group = noise.noise_group(views, draw, generator)
+    draw = groups.draw_noise(len(chosen), np.random.default_rng(0))
+    group = groups.noise_group(views, draw, generator)
     columns = [x.permute(0, 2, 3, 1).cpu().numpy() for x in (views[0], *group[:4])]
     rows = []
     for i, pictures in enumerate(zip(*columns)):

@@ -18,8 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import runtime
-from dapg import downstream, gan, pretrain
+from dapg.downstream import stage as downstream
 from dapg.flags import parse_args, variants
+from dapg.poses import gan
+from dapg.pretrain import stage as pretrain
 
 STAGES = {
     "robust": pretrain.run_stage,

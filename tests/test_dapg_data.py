@@ -12,8 +12,8 @@ from dapg_trees import write_luperson, write_regdb, write_sysu
 from common import datasets, evaluation, images
 from common.datasets import luperson, regdb, sysu
 from common.synthetic import layouts
-from dapg import corruptions
 from dapg.data import CorruptedStore, subset
+from dapg.noise import corruptions
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dapg import losses, pretrain
+from dapg import losses
+from dapg.pretrain import stage as pretrain
 
 
 def rows(*shape, seed=0):

@@ -8,7 +8,9 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
-from dapg import agw, model, pngan, trunk
+from dapg import model, trunk
+from dapg.downstream import agw
+from dapg.poses import pngan
 
 
 def tiny(**options):

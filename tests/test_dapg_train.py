@@ -12,8 +12,11 @@ from dapg_trees import write_luperson, write_poses, write_regdb, write_sysu
 from PIL import Image
 
 from common import checkpoints, evaluation
-from dapg import downstream, pose, pretrain, train
+from dapg import train
+from dapg.downstream import stage as downstream
 from dapg.flags import parse_args
+from dapg.poses import pose
+from dapg.pretrain import stage as pretrain
 from results import schema
 
 TRAIN = ROOT / "dapg" / "train.py"

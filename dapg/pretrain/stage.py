@@ -10,9 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import evaluation, images, inputs, processes, runtime, transforms
-from dapg import device_corruptions, losses, noise, trunk
+from dapg import losses, trunk
 from dapg.data import open_store, subset
 from dapg.model import BYOL, Contrast, SimCLR, checksum, gather_with_gradient, queue_size, world
+from dapg.noise import device_corruptions, groups
 
 WINDOW, COLLAPSED = 200, 0.2  # steps over which the spread must stay below this bound before we warn
 LUP = {"pad": 0, "crop_scale": (0.2, 1.0), "grey": 0.2, "blur": 0.5, "erase": 0.5, "erase_area": (0.02, 0.6)}
@@ -52,13 +53,13 @@ def spread(q: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- steps
 def group_images(args, pixels, views, rng, generator, types) -> tuple[Tensor, Tensor]:
     """Queries (4, B, 3, H, W) = x_q, x_1, x_2, x_mix and keys, the last three of them."""
-    draw = noise.draw_noise(len(pixels), rng, args.severity_max, types)
+    draw = groups.draw_noise(len(pixels), rng, args.severity_max, types)
     ops = args.settings["augmix_ops"] == "on"
     if args.noise_base == "views":
-        group = noise.noise_group(tuple(views(pixels, generator) for _ in range(3)), draw, generator, ops)
+        group = groups.noise_group(tuple(views(pixels, generator) for _ in range(3)), draw, generator, ops)
         stack = torch.stack(group[:4])
     else:
-        group = noise.noise_chain(pixels, draw, generator, ops)
+        group = groups.noise_chain(pixels, draw, generator, ops)
         stack = torch.stack([views(x, generator) for x in group[:4]])
     return stack, stack[1:]
 
@@ -108,7 +109,7 @@ class Step:
         self.rng = np.random.default_rng([args.seed, epoch + 1, run.rank])
         self.shared = torch.Generator().manual_seed(args.seed * 100003 + epoch)  # the same on all ranks
         self.generator = runtime.generator(run, epoch)
-        self.types = noise.allowed_types(args.noise_exclude)
+        self.types = groups.allowed_types(args.noise_exclude)
         self.views = Views(args.settings["crop"], 0.2 if args.stage == "robust" else 0.0)
         self.lup = transforms.Augment(**LUP)
 
@@ -282,7 +283,7 @@ def instance_metrics(args, run, model, store) -> dict:
     index = np.unique(np.linspace(0, len(store) - 1, INSTANCES).astype(np.int64))
     clean = store.gather(index).to(run.device)
     generator = torch.Generator(run.device).manual_seed(0)
-    draw = noise.draw_noise(len(index), np.random.default_rng(0))
+    draw = groups.draw_noise(len(index), np.random.default_rng(0))
     noisy = device_corruptions.corrupt(clean, draw.types[:, 0], draw.severities[:, 0], generator)
     feats = [inputs.extract(run, runtime.bare(model).trunk, Pixels(x), batch_size=64) for x in (noisy, clean)]
     feats = [F.normalize(f, dim=1) for f in feats]
@@ -302,7 +303,7 @@ def run_stage(args, run) -> None:
     store = open_store(run, samples, args.height, args.width, f"{data.name} {args.stage}")
     generated = None
     if args.stage == "align":
-        from dapg.gan import generated_files
+        from dapg.poses.gan import generated_files
 
         files = generated_files(args, [s.path for s in samples])
         with processes.rank_zero_first(run):

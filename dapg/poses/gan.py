@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import checkpoints, inputs, processes, runtime, transforms, visualize
-from dapg import pngan, pose, trunk
+from dapg import trunk
+from dapg.poses import pngan, pose
 
 HELD_OUT = 0.1  # share of the training identities on which only the L1 is measured
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import transforms
-from dapg import corruptions, device_corruptions
+from dapg.noise import corruptions, device_corruptions
 
 OPERATIONS = (
     "autocontrast",

@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from common import datasets, evaluation, images, inputs, processes, runtime, transforms
 from common.datasets import regdb, sysu
-from dapg import agw, corruptions, losses, noise, trunk
+from dapg import losses, trunk
 from dapg.data import CorruptedStore
+from dapg.downstream import agw
+from dapg.noise import corruptions, groups
 
 INSTANCES = 4  # images of an identity and modality in a batch
 TRIALS = 10
@@ -92,7 +94,7 @@ def cil_images(x: torch.Tensor, settings: dict, generator: torch.Generator) -> t
     """
     erased = (soft_erasing(x.float() / 255, generator) * 255 + 0.5).to(torch.uint8)
     clean = erased if settings["cil_clean"] == "erased" else x
-    versions = [noise.augmix(erased, generator) for _ in range(2)]
+    versions = [groups.augmix(erased, generator) for _ in range(2)]
     return transforms.normalize(torch.cat([clean, *versions]))
 
 
