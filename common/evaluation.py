@@ -48,13 +48,15 @@ def extract(
     rank: int = 0,
     world_size: int = 1,
     output_device: str | torch.device | None = None,
+    workers: int = 2,
 ) -> torch.Tensor:
     """Features (N, D) float32 of all images in their order, the same on every rank, on output_device or `device`.
 
     The model maps normalised images (B, 3, H, W) to (B, D); it runs in eval mode without gradients and leaves with the
     modes it came with. `images` has len() and gather(indices) -> uint8 (B, 3, H, W). Block b of batch_size images goes
     to rank b % world_size, so that the batches, and with them the numbers, do not depend on world_size. `flip` takes
-    the mean with the mirrored images. Collective if world_size > 1: every rank must call it with the same images.
+    the mean with the mirrored images; `workers` processes decode what no cache holds. Collective if world_size > 1:
+    every rank must call it with the same images.
     Memory: the result, and a rank's share of it. Raises: ValueError for no image, a bad argument or a bad output.
     """
     if amp not in AMP_DTYPES:
@@ -70,7 +72,7 @@ def extract(
     output_device = device if output_device is None else torch.device(output_device)
     own, row = None, 0  # features of this rank's blocks, in order
     with _eval_mode(model), torch.inference_mode(), _autocast(device, AMP_DTYPES[amp]):
-        for pixels, indices in _batches(images, blocks[rank::world_size], device):
+        for pixels, indices in _batches(images, blocks[rank::world_size], device, workers):
             x = normalize(pixels)
             out = model(x).float()
             if out.ndim != 2 or len(out) != len(indices):
@@ -103,9 +105,9 @@ def _autocast(device: torch.device, dtype: torch.dtype | None):
     return torch.autocast(device.type, dtype=dtype) if dtype else torch.autocast(device.type, enabled=False)
 
 
-def _batches(images, blocks, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(images, blocks, device: torch.device, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     if isinstance(images, ImageStore):
-        return batches(images, blocks, device)
+        return batches(images, blocks, device, workers=workers)
     return ((images.gather(indices).to(device), indices) for indices in blocks)
 
 

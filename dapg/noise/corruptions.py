@@ -17,26 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dapg.noise.frost import frost_pool
-
-TRAIN15 = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA4 = ("speckle_noise", "gaussian_blur", "saturate", "spatter")
-BENCH20 = (*TRAIN15, *EXTRA4, "rain")
+from dapg.noise.names import BENCH20, EXTRA4, TRAIN15  # noqa: F401 for those who look for the types here
 
 # Parameters of severities 1..5, from imagecorruptions.
 GAUSSIAN_SIGMA = (0.08, 0.12, 0.18, 0.26, 0.38)
