@@ -75,9 +75,9 @@ def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
     gap = x[:, None] - x[None, :]
     dist = gap.square().sum(2).clamp_min(1e-12).sqrt()
     same = labels[:, None] == labels[None, :]
-    near = same * torch.exp(dist - (same * dist).amax(1, keepdim=True))
-    far = ~same * torch.exp(-dist)
-    positive, negative = ((w / (w.sum(1, keepdim=True) + 1e-6) * dist).sum(1) for w in (near, far))
+    own = same * dist
+    weights = same * torch.exp(own - own.amax(1, keepdim=True)), ~same * torch.exp(-dist)
+    positive, negative = ((w / (w.sum(1, keepdim=True) + 1e-6) * dist).sum(1) for w in weights)
     return F.softplus(positive - negative).mean()
 
 
