@@ -14,7 +14,7 @@ from PIL import Image
 
 from common import inputs, runtime
 from common.epoch import Epoch
-from dapg import train
+from dapg import test, train
 from dapg.data import open_store
 from dapg.downstream import stage as downstream
 from dapg.downstream.data import Data
@@ -56,6 +56,14 @@ def run_main(data: Path, out: Path, *flags) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         train.main(parse_args(flags_of(data, out, *flags)))
+    return said.getvalue()
+
+
+def run_test(data: Path, *words) -> str:
+    """`python dapg/test.py WORDS` in this process: what it prints."""
+    said, words = io.StringIO(), [str(word) for word in (*words, "--data-dir", data, "--workers", 0)]
+    with contextlib.redirect_stdout(said), torch.inference_mode():
+        test.main(test.parse_args(words))
     return said.getvalue()
 
 
