@@ -1,6 +1,7 @@
 """DAPG's stages on miniature trees, run inside the calling process: whole, or five steps with their losses."""
 
 import contextlib
+import copy
 import functools
 import io
 import tempfile
@@ -89,6 +90,8 @@ def finetuning(data: Path, *flags):
     args, run = started(data, *flags)
     opened = Data(args, run).open(args, run)
     model, optimizer, _ = downstream.build(args, run, opened)
+    with torch.no_grad():  # the versions of an image are classified differently from the beginning
+        runtime.bare(model).classifier.weight *= 100
     return args, run, model, optimizer, opened
 
 
@@ -109,19 +112,20 @@ def recorded():
         Epoch.add = add
 
 
-def pretraining_losses(*flags) -> list[float]:
+def pretraining_losses(*flags) -> tuple[list[float], dict, list[torch.Tensor]]:
+    """The losses of the first epoch, the initial state, and the images (V, B, 3, H, W) of each step."""
     args, run, model, optimizer, scheduler, store, generated = pretraining(data_dir(), *flags)
-    step, monitor = pretrain.make_step(args, run, 0, generated), pretrain.Monitor(run, 0)
+    step, initial, seen = pretrain.make_step(args, run, 0, generated), copy.deepcopy(model.state_dict()), []
+    monitor, make = pretrain.Monitor(run, 0), step.images
+    step.images = lambda *batch: seen.append(make(*batch)) or seen[-1]
     runtime.seed_epoch(run, 0)
     with recorded() as losses:
         pretrain.train_one_epoch(args, run, step, model, optimizer, scheduler, runtime.scaler(run), store, monitor)
-    return losses
+    return losses, initial, seen
 
 
 def finetuning_losses(*flags) -> list[float]:
     args, run, model, optimizer, data = finetuning(data_dir(), *flags)
-    with torch.no_grad():
-        model.classifier.weight *= 100  # the versions of an image are classified differently from the beginning
     runtime.seed_epoch(run, 0)
     with recorded() as losses:
         downstream.train_one_epoch(args, run, model, optimizer, runtime.scaler(run), data, 0)
