@@ -180,6 +180,18 @@ def test_non_local_equals_its_definition_and_starts_as_identity():
     assert torch.allclose(block(x), x + block.norm(block.w(y.view(2, 2, 4, 3))), atol=1e-5)
 
 
+def test_non_local_stays_within_float16():
+    """Its products of 648 places sum up to 259,200, of which the mean, 400, is wanted."""
+    block = agw.NonLocal(1).eval()
+    for layer in (block.g, block.theta, block.phi, block.w):
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.constant_(block.norm.weight, 0.01)
+    x = torch.full((1, 1, 36, 18), 20.0)
+    with torch.no_grad():
+        assert torch.allclose(block.half()(x.half()).float(), torch.full_like(x, 100.0), rtol=1e-2)
+
+
 def test_gem_is_the_cubic_mean_and_groups_have_their_rates():
     net = agw.TwoStream(4, "resnet18").eval()
     x = torch.rand(2, 3, 64, 32)
@@ -223,7 +235,25 @@ def test_gan_rate_is_constant_then_falls_to_zero():
     optimizers = pngan.Optimizers(gan, 1.0)
     decay, rates = pngan.Decay(optimizers, 1.0, 20), []
     for _ in range(20):
-        decay.step()
         rates.append(optimizers.parts[1].param_groups[0]["lr"])
-    assert rates[:10] == [1.0] * 10 and np.allclose(rates[10:], np.arange(9, -1, -1) / 10)
+        decay.step()
+    assert np.allclose(rates, [1.0] * 11 + [0.1 * n for n in range(9, 0, -1)])
+    assert optimizers.parts[0].param_groups[0]["lr"] == 0 and rates[-1] == pytest.approx(2 / 20)
     assert torch.equal(pngan.to_pixels(pngan.to_tanh(torch.arange(256, dtype=torch.uint8))), torch.arange(256).byte())
+
+
+def test_byols_target_follows_slowly_and_then_not_at_all():
+    net = model.BYOL("resnet18")
+    weight = next(net.online.parameters())
+    with torch.no_grad():
+        weight.add_(1)
+    slow = next(net.target.parameters())
+    before = slow.clone()
+    net.after_step(None, 0.0)
+    assert torch.allclose(slow, 0.996 * before + 0.004 * weight, atol=1e-6) and not torch.equal(slow, before)
+    before = slow.clone()
+    net.after_step(None, 0.5)
+    assert torch.allclose(slow, 0.998 * before + 0.002 * weight, atol=1e-6)
+    before = slow.clone()
+    net.after_step(None, 1.0)
+    assert torch.equal(slow, before)

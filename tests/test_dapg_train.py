@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, script
-from dapg_runs import data_dir, pretraining_losses, run_main, run_test
+from dapg_runs import data_dir, pretraining_losses, run_main, run_test, started
 from PIL import Image
 
-from common import checkpoints, evaluation
+from common import checkpoints, evaluation, inputs
 from dapg import train
 from dapg.downstream import cil, protocols
 from dapg.downstream.data import cross_batches
 from dapg.flags import parse_args
 from dapg.noise.names import TRAIN15
-from dapg.poses import pose
+from dapg.poses import gan, pngan, pose
 from dapg.pretrain import stage as pretrain
+from dapg.pretrain.align import Align
 from dapg.pretrain.step import spread
 from dapg.pretrain.views import channel_enhancement
 from results import schema
@@ -82,6 +83,40 @@ def test_stage_one_continues_to_the_bit(home, trunk):
     for key, value in one["state_dict"].items():
         assert torch.equal(value, two["state_dict"][key]), key
     assert (first / "log.jsonl").read_text() == (second / "log.jsonl").read_text()
+
+
+def test_alignment_takes_the_images_own_poses_and_greys_a_fifth_of_all_views():
+    """Sec. III-B: crop, flip and grey in both stages. The positive of image i is one of its pictures 4 i to 4 i + 3."""
+
+    class Generated:
+        def gather(self, chosen):
+            self.chosen = chosen
+            return pixels[chosen // 4]
+
+    args, run = started(data_dir(), "--stage", "align", "--source", "poses")
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (600, 3, 1, 1)).astype(np.uint8)).expand(-1, -1, 32, 32).contiguous()
+    step, index = Align(args, run, 0, Generated()), torch.arange(600).flip(0)
+    anchor, positive = step.images(pixels[index], index)
+    assert np.array_equal(step.generated.chosen // 4, index.numpy())
+    assert all(abs((step.generated.chosen % 4 == pose).mean() - 0.25) < 0.06 for pose in range(4))
+
+    def grey(x):
+        return ((x[:, 0] == x[:, 1]) & (x[:, 1] == x[:, 2])).flatten(1).all(1).float().mean()
+
+    assert abs(grey(anchor) - 0.2) < 0.05 and abs(grey(positive) - (7 / 8 + 1 / 8 * 0.2)) < 0.05
+
+
+def test_the_gan_draws_the_pose_of_the_target():
+    args, run = started(data_dir(), "--stage", "gan", "--height", 64, "--width", 64)
+    data = gan.Data(args, run, inputs.dataset(run, "market"))
+    index = np.array([[0, 5], [13, 12]])
+    source, drawn, target = data.batch(index)
+    want = [pose.picture(data.poses[i], 64, 64).transpose(2, 0, 1) for i in (5, 12)]
+    assert np.array_equal(pngan.to_pixels(drawn).numpy(), np.stack(want))
+    assert torch.equal(pngan.to_pixels(source), data.store.gather(np.array([0, 13])).clone())
+    assert torch.equal(pngan.to_pixels(target), data.store.gather(np.array([5, 12])).clone())
+    assert len(data.training) == len(data.pids) and data.metric == "fixed_l1"  # all people train, as in PN-GAN
 
 
 @pytest.mark.parametrize(
@@ -272,6 +307,17 @@ def test_soft_erasing_keeps_the_range_and_half_of_the_images():
     out = cil.soft_erasing(x, torch.Generator().manual_seed(0))
     changed = (out != x).flatten(1).any(1).float().mean()
     assert 0.4 < changed < 0.6 and out.min() >= 0 and out.max() <= 1  # a patch of a flat image changes nothing
+
+
+def test_cils_mixture_is_beta_and_its_rectangles_have_uniform_ratios():
+    """Beta(0.5, 1): P(m < 1/4) = 1/2. Height over width is uniform in 0.3 to 1/0.3: its median is 1.8, not 1."""
+    m = cil.mixing(4000, torch.Generator().manual_seed(0))
+    assert abs(m.mean() - 1 / 3) < 0.02 and abs((m < 0.25).float().mean() - 0.5) < 0.03
+    x = torch.full((600, 3, 64, 64), 0.5)  # a flat image shows only the rectangle of noise
+    changed = (cil.soft_erasing(x, torch.Generator().manual_seed(0)) != x).any(1)
+    changed = changed[changed.flatten(1).any(1)]
+    ratio = changed.any(2).sum(1) / changed.any(1).sum(1)
+    assert 1.5 < ratio.median() < 2.1
 
 
 def test_metrics_over_trials_are_means_with_deviations():

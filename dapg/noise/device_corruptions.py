@@ -137,7 +137,7 @@ def blur(x: Tensor, sigma: Tensor, reach: int, kind: str = "edge", cut: float = 
     """Gaussian blur of x (B, C, H, W), sigma (B, 1, 1, 1) or for both axes a pair of floats, cut at `cut` sigma."""
     pair = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     for axis, width in zip((-2, -1), pair):
-        width = torch.as_tensor(width, device=x.device, dtype=torch.float32)
+        width = width if isinstance(width, Tensor) else constants((width,), x.device)
         taps = torch.arange(-reach, reach + 1, device=x.device)
         weight = torch.exp(-(taps**2) / (2 * width**2)) * (taps.abs() <= torch.floor(cut * width + 0.5))
         weight = weight / weight.sum(-1, keepdim=True)
