@@ -4,7 +4,14 @@ import pytest
 from conftest import ROOT, script
 
 HEAVY = ("torch", "torchvision", "sklearn", "cv2", "matplotlib")
-TRAININGS = ("aff_scl/train.py", "prsnet/train.py", "prsnet/pretrain.py")
+TRAININGS = (
+    "aff_scl/train.py",
+    "convnext_ap/train.py",
+    "pixel_sampling/train.py",
+    "prsnet/train.py",
+    "prsnet/pretrain.py",
+    "dapg/train.py",
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g, theta, phi = (layer(x).flatten(2) for layer in (self.g, self.theta, self.phi))  # (B, inner, N)
-        y = (g @ phi.transpose(1, 2) / x[0, 0].numel()) @ theta  # = g (phi^T theta / N), without the N x N map
+        phi = phi / x[0, 0].numel()  # before the sum over the N places, which would leave the range of float16
+        y = (g @ phi.transpose(1, 2)) @ theta  # = g (phi^T theta / N), without the N x N map
         return x + self.norm(self.w(y.view(*y.shape[:2], *x.shape[2:])))
 
 
