@@ -40,7 +40,9 @@ def test_momentum_moves_parameters_only_and_gradients_reach_only_q():
     for p, q, was in zip(net.encoder_k.parameters(), net.encoder_q.parameters(), old):
         assert torch.allclose(p, 0.9 * was + 0.1 * q, atol=1e-5)
     assert torch.equal(net.encoder_k.trunk.bn1.running_mean, stats)
+    old = next(net.encoder_k.parameters()).clone()
     z, k = net(images(16), images(12))
+    assert not torch.equal(next(net.encoder_k.parameters()), old)  # every step with keys moves them
     assert not torch.equal(net.encoder_k.trunk.bn1.running_mean, stats)  # its own forward pass moves them
     (z @ net.queue.T).logsumexp(1).sum().backward()
     assert all(p.grad is not None for p in net.encoder_q.parameters())
