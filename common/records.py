@@ -1,6 +1,7 @@
 """Rows of experiments.yaml, the log of a run and its result file."""
 
 import difflib
+import functools
 import hashlib
 import json
 import platform
@@ -31,7 +32,13 @@ def load_rows(project_dir: Path) -> dict[str, dict]:
     path = Path(project_dir) / "experiments.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: every project lists its rows there")
-    rows = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return _rows(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _rows(path: Path, changed: int) -> dict[str, dict]:
+    """The checked content of a file of rows as it was at that time; not to be changed, since callers share it."""
+    rows = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     for name, row in rows.items():
         unknown = set(row) - ROW_KEYS
         if unknown:
