@@ -110,10 +110,6 @@ def check_mode(args: Namespace) -> None:
     """Raises ValueError, one sentence, for flags that do not fit together."""
     if (args.mode == "uda") != bool(args.source):
         raise ValueError("--mode uda needs --source NAME, and only it takes one")
-    if args.source and datasets.canonical(args.source) == args.dataset and not args.source_synthetic:
-        raise ValueError(
-            f"--source {args.source} is the target itself: its labels would be trained with; use --mode sup"
-        )
     if args.source_synthetic and (args.synthetic or not args.source):
         raise ValueError("--source-synthetic is for --mode uda with a real target, so without --synthetic")
     if args.source == args.dataset and not args.source_synthetic:
