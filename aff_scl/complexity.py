@@ -20,7 +20,6 @@ accuracy tables use 256x128, and the row of that size is the honest one. Its com
 default size of their own code (MGN 384x128, MHN 336x168), so the rows of Table 8 do not compare with each other.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -29,13 +28,17 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from aff_scl.flags import complexity_args
+
+if __name__ == "__main__":
+    arguments = complexity_args()  # torch is loaded below
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from aff_scl.flags import BACKBONES
 from aff_scl.model import AFF
 from common import runtime
 
@@ -144,25 +147,6 @@ def show(rows):
               f"{row.exact_params / 1e6:7.2f} {row.exact_flops / 1e9:7.2f} {row.exact_memory_mb:8.2f}")  # fmt: skip
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="aff_scl/complexity.py", description="Table 8: size and cost of AFF.",
-                                     allow_abbrev=False)  # fmt: skip
-    network = parser.add_argument_group("network")
-    network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
-    network.add_argument("--backbone", choices=BACKBONES, default="resnet50")
-    network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
-    network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
-    network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")
-    network.add_argument("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
-    network.add_argument("--post", choices=["bn", "relu", "none"], default="bn", help="layer after the local branch")
-    network.add_argument("--swap", action="store_true", help="SE for global, CASAM for local")
-    network.add_argument("--height", type=int, default=384, help="pixels; paper silent, 384x192 gives Table 8")
-    network.add_argument("--width", type=int, default=192)
-    network.add_argument("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "aff_scl", argv)
-
-
 def save(args, row):
     """The first row as the result file of args.row; no data set is involved, so its fields are empty."""
     run = runtime.start(args, "aff_scl")
@@ -183,5 +167,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -3,7 +3,7 @@
 import math
 from argparse import ArgumentParser, Namespace
 
-from common import datasets, runtime
+from common import datasets, flags
 
 VARIANTS = {  # rare switches of the decision table in README.md: allowed values, or a number; the default comes first
     "gate": ("sigmoid", "softmax"),
@@ -19,7 +19,6 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "camera": ("on", "off"),
     "dsbn": ("on", "off"),
 }
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
 SUPERVISED = {"bn_groups": 1, "batch_size": 64, "num_instances": 4, "epochs": 120}  # Table 7
 UNSUPERVISED = {"bn_groups": 2, "batch_size": 128, "num_instances": 8, "epochs": 60}  # sec. 4.2
@@ -32,13 +31,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("data").add_argument
     add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
     add("--source", help="labelled source data set of --mode uda")
-    add("--source-synthetic", choices=["small", "full"], help="rendered people as the source of a real target")
+    add("--source-synthetic", choices=flags.SYNTHETIC, help="rendered people as the source of a real target")
     add("--height", type=int, default=256, help="pixels")
     add("--width", type=int, default=128, help="pixels")
     add = parser.add_argument_group("method").add_argument
     add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
-    add("--backbone", choices=BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
+    add("--backbone", choices=flags.BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
     add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
@@ -58,8 +57,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
     add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "aff_scl", argv, complete)
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "aff_scl", argv, complete)
 
 
 def complete(args: Namespace) -> Namespace:
@@ -81,7 +80,7 @@ def complete(args: Namespace) -> Namespace:
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+    return flags.variants(args.variant, VARIANTS)
 
 
 def check_numbers(args: Namespace) -> None:
@@ -114,7 +113,8 @@ def check_mode(args: Namespace) -> None:
         raise ValueError("--source-synthetic is for --mode uda with a real target, so without --synthetic")
     if args.source == args.dataset and not args.source_synthetic:
         raise ValueError(
-            f"--source {args.source} is the target itself, whose labels must stay unknown; name another data set"
+            f"--source {args.source} is the target itself, whose labels must stay unknown; name another data set, or "
+            "train with labels by --mode sup"
         )
     if args.loss != "scl" and args.mode == "sup":
         raise ValueError("--loss names a loss without labels (Table 4); --mode sup always takes that of Table 7")
@@ -161,3 +161,26 @@ def check_processes(args: Namespace, world_size: int) -> None:
             f"{world_size} processes cannot share a batch of {args.batch_size} images in {args.bn_groups} group(s) of "
             f"batch statistics evenly; use one of {others} processes"
         )
+
+
+def complexity_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of aff_scl/complexity.py."""
+    parser = ArgumentParser(prog="aff_scl/complexity.py", description="Table 8: size and cost of AFF.",
+                                     allow_abbrev=False)  # fmt: skip
+    network = parser.add_argument_group("network")
+    network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
+    network.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
+    network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
+    network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
+    network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")
+    network.add_argument("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
+    network.add_argument("--post", choices=["bn", "relu", "none"], default="bn", help="layer after the local branch")
+    network.add_argument("--swap", action="store_true", help="SE for global, CASAM for local")
+    network.add_argument("--height", type=int, default=384, help="pixels; paper silent, 384x192 gives Table 8")
+    network.add_argument("--width", type=int, default=192)
+    network.add_argument("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "aff_scl", argv)
+
+
+PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows

@@ -6,16 +6,16 @@ halves -> CAM on the halves (local branch, Eqs. (5)-(6)) -> normalisation, avera
 
 import copy
 import re
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
-from aff_scl.flags import BACKBONES
-from common import checkpoints
+from common import resnet, weights
+from common.flags import BACKBONES
+
+COPY = re.compile(r"\.copies\.(\d+)")  # of a DomainBatchNorm, in the names of its tensors
 
 
 class Output(NamedTuple):
@@ -191,7 +191,8 @@ class AFF(nn.Module):
         if pool == "gem" and post == "bn" and arch in ("aff", "l"):
             raise ValueError("pool=gem needs a non-negative map, and post=bn centres it: use post=relu or post=none")
         self.backbone_name = backbone
-        self.backbone, channels = trunk(backbone)
+        network = resnet.build(backbone)
+        self.backbone, channels = resnet.trunk(network), network.fc.in_features  # sec. 3.1: last stride 1
         self.feature_size = channels
         self.global_branch = self.local_branch = self.post = self.neck = None
         if arch in ("aff", "g"):
@@ -269,16 +270,6 @@ class AFF(nn.Module):
                 module.domain = domain
 
 
-def trunk(name):
-    """Convolutional part of a torchvision ResNet, last stride 1, torchvision's key names; and its channel count."""
-    resnet = models.get_model(name, weights=None)
-    for module in resnet.layer4[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (1, 1)  # sec. 3.1: the last down-sampling is removed
-    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-    return nn.Sequential(OrderedDict((part, getattr(resnet, part)) for part in names)), resnet.fc.in_features
-
-
 def local_attention(channels, cam, cam_reduction, gate, casam_reduction, swap):
     """The module of the local branch: attention on two equal channel halves, concatenated again."""
     half = channels // 2
@@ -319,57 +310,34 @@ def convert_dsbn(model, num_domains=2):
 
 # -------------------------------------------------------------------------------------------------------------- weights
 def load_backbone(model, source):
-    """Load weights into an AFF and print how many.
+    """Load weights into an AFF and print the line that says which.
 
-    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (the 2022 paper's; downloaded by torchvision at the
-        first use and checked against its hash); or the path of a torchvision ResNet state_dict (trunk only) or of
-        one of our checkpoints (whole model). Prefixes `module.` and `_orig_mod.` are stripped; weights of a plain
-        model fill every domain's copy of a model with domain-specific normalisation.
-    Raises: FileNotFoundError if there is no such file or no network; ValueError if the file is no state_dict, or
-        listing the keys that are missing, unexpected or of another shape. Only torchvision's `fc.*` is ignored; a
-        file without `num_batches_tracked` (old torchvision) is complete.
+    Args: source: what common.weights.read takes: "none", "imagenet" (the 2022 paper's), a file or a log folder. Of a
+        network of the same form all is taken, of any other its trunk. Weights of one domain fill every domain's copy;
+        of those of several a model without copies takes the last, the target.
+    Raises: FileNotFoundError, ValueError as common.weights; the model is then as it was.
     """
-    if source == "none":
+    found = weights.read(source, model.backbone_name)
+    if found is None:
         return
-    state = imagenet_state(model.backbone_name) if source == "imagenet" else checkpoints.weights(source)
-    whole = any(key.startswith("backbone.") for key in state)
-    target = model if whole else model.backbone
-    ignored = [] if whole else [key for key in state if key.startswith("fc.")]
-    state = {key: value for key, value in state.items() if key not in ignored}
-    expected = target.state_dict()
-    state = over_domains(state, expected)
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in state
-        if key in expected and state[key].shape != expected[key].shape
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
-    if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
-        raise ValueError(f"weights {source} do not fit the {model.backbone_name}{'' if whole else ' trunk'}: {told}")
-    target.load_state_dict(state, strict=False)
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        into = "model" if whole else "trunk"
-        print(f"weights: {len(state)} tensors from {source} into the {into}, {len(ignored)} ignored")
+    own, loaded = model.state_dict(), {}
+    for domain in sorted(domains(own)) or [None]:
+        plain = of_domain(own, domain)
+        trunk = {key: key.removeprefix("backbone.") for key in plain if key.startswith("backbone.")}
+        one = found._replace(tensors=of_domain(found.tensors, domain))
+        taken, line = weights.fit(one, plain, trunk)
+        here = of_domain({key: key for key in own}, domain)
+        loaded |= {here[name]: value for name, value in taken.items()}
+    model.load_state_dict(loaded, strict=False)
+    weights.tell(line)
 
 
-def over_domains(state, expected):
-    """The state_dict with each tensor that `expected` has once per domain repeated for every domain."""
-    names = {key: re.sub(r"\.copies\.\d+", "", key) for key in expected}
-    repeated = {key: state[name] for key, name in names.items() if key not in state and name in state}
-    replaced = {names[key] for key in repeated}
-    return {key: value for key, value in state.items() if key not in replaced} | repeated
+def of_domain(state, domain):
+    """What one domain uses of a state_dict, by the names of a model without copies; of a domain it lacks, the last."""
+    domain = domain if domain in domains(state) else max(domains(state), default=None)
+    return {COPY.sub("", key): value for key, value in state.items() if domains([key]) <= {domain}}
 
 
-def imagenet_state(name):
-    """torchvision's IMAGENET1K_V1 state_dict of a ResNet, from its cache or its server."""
-    try:
-        return models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(
-            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); "
-            f"download {models.get_model_weights(name)['IMAGENET1K_V1'].url} elsewhere and pass --weights PATH, "
-            f"or train from random weights with --weights none"
-        ) from error
+def domains(names):
+    """Numbers of the domains that names of tensors speak of."""
+    return {int(found[1]) for found in map(COPY.search, names) if found}

@@ -16,11 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from aff_scl.flags import check_processes, parse_args, variants
+from common import flags
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
 from aff_scl import losses
-from aff_scl.flags import check_processes, parse_args, variants
 from aff_scl.model import AFF, Output, convert_dsbn, load_backbone
 from common import batchnorm, datasets, histogram, images, inputs, jaccard, processes, runtime, samplers, transforms
 from common.epoch import Epoch
@@ -43,9 +48,9 @@ def build_model(args: Namespace, num_classes: int) -> AFF:
 def build(args, run, num_classes) -> AFF:
     """The network on the device, with its initial weights and one batch normalisation per domain in --mode uda."""
     network = build_model(args, num_classes)
-    load_backbone(network, args.weights)
     if args.mode == "uda" and variants(args)["dsbn"] == "on":
         convert_dsbn(network)
+    load_backbone(network, args.weights)
     return network.to(run.device, memory_format=torch.channels_last)
 
 
@@ -315,5 +320,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -4,20 +4,19 @@ A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, ext
 Python values only.
 """
 
-import contextlib
-import os
 import re
-import secrets
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from common.runfiles import OWN, epoch_of, listed, newest, remove_temporary, replace  # noqa: F401 some are re-exported
 
 SCHEMA = 1
 KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
-OWN = re.compile(r"checkpoint_(\d{4}|[1-9]\d{4,})\.pt")  # what `write` calls its files; all else is the user's
-TEMPORARY = re.compile(r".+\.[0-9a-f]+\.tmp")
 PREFIXES = ("module.", "_orig_mod.")
-WEIGHTS_REMEDY = "give --weights a .pth file, imagenet or none"
 
 
 def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
@@ -30,59 +29,6 @@ def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
     for old in [p for p in listed(folder) if epoch_of(p) <= epoch][:-keep]:
         old.unlink()
     return path
-
-
-def replace(path: Path, write_to) -> None:
-    """Call write_to(binary file) on a temporary file beside `path`, flush it to the disk and move it into place.
-
-    The temporary name is drawn, so that no two processes, whatever their machines, write to the same one.
-    Raises: OSError with path and bytes written so far; the temporary file is removed and `path` is left as it was.
-    """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    written = 0
-    try:
-        with open(temporary, "xb") as file:
-            try:
-                write_to(file)
-                file.flush()
-                os.fsync(file.fileno())
-            finally:
-                with contextlib.suppress(OSError, ValueError):
-                    written = file.tell()
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = (
-            error.__context__ if isinstance(error, RuntimeError) else error
-        )  # torch.save closes its archive over a failed write
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(
-            f"could not write {path} ({written} bytes written): {reason}; free some space or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def listed(folder: Path) -> list[Path]:
-    """The checkpoints that `write` made in a folder, oldest first; copies under other names are not among them."""
-    found = [path for path in folder.iterdir() if OWN.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=epoch_of)
-
-
-def newest(folder: Path) -> Path | None:
-    return (listed(folder) or [None])[-1]
-
-
-def epoch_of(path: Path) -> int:
-    """The epoch in the name of one of the files of `listed`."""
-    return int(OWN.fullmatch(path.name)[1])
-
-
-def remove_temporary(folder: Path) -> None:
-    """Remove what a killed run left half-written; only for the one process that may write there."""
-    for path in folder.glob("*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict:
@@ -113,25 +59,24 @@ def load(path: Path | str, name: str = "", remedy: str = ""):
     what = f"{name}: " if name else ""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{what}no file {path}" + f"; {remedy}" * bool(remedy))
+    scalar, kinds = np.float64(0).__reduce__()[0], {type(np.dtype(kind)) for kind in "fdilq?"}
+    plain = [Namespace, np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(plain):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)  # plain: what scores and flags are made of
     except Exception as error:  # of a damaged file torch.load raises IndexError, struct.error and a dozen others
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{what}{path} is not a readable checkpoint ({reason})") from error
+        told = f"{what}{path} is not a readable checkpoint ({reason(error)})" + f"; {remedy}" * bool(remedy)
+        raise ValueError(told) from error
 
 
-def weights(path: Path | str) -> dict:
-    """The state_dict in a file, also under `state_dict`, without wrappers' prefixes. Raises: as `load`."""
-    return state_dict(load(path, "weights", WEIGHTS_REMEDY), path)
-
-
-def state_dict(content, path: Path | str) -> dict:
-    """The state_dict in the content of a file, as `weights`. Raises: ValueError if there is none."""
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
-    if not tensors or not content:
-        raise ValueError(f"weights: {path} holds no state_dict (a mapping from names to tensors)")
-    return strip_prefixes(content)
+def reason(error: Exception) -> str:
+    """Why torch could not load a file, in one line."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"reading it would run {code[1]}; let its program save the state_dict alone"
+    if isinstance(error, (OSError, RuntimeError)):
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "cut, or not written by torch.save"
 
 
 def _previous(path: Path) -> str:

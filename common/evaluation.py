@@ -55,8 +55,8 @@ def extract(
     The model maps normalised images (B, 3, H, W) to (B, D); it runs in eval mode without gradients and leaves with the
     modes it came with. `images` has len() and gather(indices) -> uint8 (B, 3, H, W). Block b of batch_size images goes
     to rank b % world_size, so that the batches, and with them the numbers, do not depend on world_size. `flip` takes
-    the mean with the mirrored images. Collective if world_size > 1: every rank must call it with the same images.
-    `workers` processes decode images that no cache holds.
+    the mean with the mirrored images; `workers` processes decode what no cache holds. Collective if world_size > 1:
+    every rank must call it with the same images.
     Memory: the result, and a rank's share of it. Raises: ValueError for no image, a bad argument or a bad output.
     """
     if amp not in AMP_DTYPES:

@@ -4,22 +4,24 @@ import functools
 import hashlib
 import json
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from common import commandline, datasets, records
-from common.evaluation import AMP_DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
+AMP = ("off", "bf16", "fp16")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # torchvision's
+SYNTHETIC = ("small", "medium", "full")  # sizes of rendered data sets
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
     """Add the flags that mean the same in every script: where data, logs and results are, and how to execute."""
     data = parser.add_argument_group("data location")
     data.add_argument("--data-dir", default="data", help="folder that holds the data sets (README, Datasets)")
-    data.add_argument(
-        "--synthetic", choices=["small", "full"], help="write and use synthetic people instead of real data"
-    )
+    data.add_argument("--synthetic", choices=SYNTHETIC, help="write and use synthetic people instead of real data")
     data.add_argument(
         "--cache",
         choices=["disk", "device", "off"],
@@ -37,7 +39,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
         "--resume", nargs="?", const="auto", help="continue: the newest checkpoint of this run, or the one given"
     )
     run.add_argument("--weights", default="imagenet", help="imagenet (downloaded by torchvision), none, or a file")
-    run.add_argument("--amp", choices=list(AMP_DTYPES), default="off", help="autocast precision of the network")
+    run.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
     run.add_argument("--compile", action="store_true", help="torch.compile the network")
     run.add_argument(
         "--deterministic", action="store_true", help="deterministic CUDA kernels (the CPU is deterministic anyway)"
@@ -48,12 +50,12 @@ def add_test_flags(parser: ArgumentParser) -> None:
     """Add the flags that mean the same in every test.py; data that they do not name are those of the training."""
     data = parser.add_argument_group("data location and execution")
     data.add_argument("--data-dir", help="folder that holds the data sets (default: that of the training)")
-    data.add_argument("--synthetic", choices=["small", "full"], help="use synthetic people")
+    data.add_argument("--synthetic", choices=SYNTHETIC, help="use synthetic people")
     data.add_argument("--real", action="store_true", help="use real data where training used synthetic people")
     data.add_argument("--cache", choices=["disk", "device", "off"], default="disk", help="decoded images: see train.py")
     data.add_argument("--cache-dir", help="where decoded images are kept (default: .reid_cache beside the data)")
     data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
-    data.add_argument("--amp", choices=list(AMP_DTYPES), default="off", help="autocast precision of the network")
+    data.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
 
 
 # These may differ between the lives of one run; every other flag is part of the method.
@@ -189,6 +191,22 @@ def parse(
         parser.error(str(error))
     own = {key: of_row(key) for key, row in rows.items() if row.get("script", "train.py") == script}
     args.row = _row_of(completed, args, own)
+    return args
+
+
+def answer(parse_args: Callable[[], Namespace]) -> Namespace:
+    """The flags of this command, before torch is loaded: help, wrong flags and missing data are said at once.
+
+    Exits with status 1 and one sentence where a real data set that the flags name does not lie under --data-dir.
+    """
+    args = parse_args()
+    try:
+        for name, size in (("dataset", "synthetic"), ("source", "source_synthetic")):
+            given = getattr(args, name, None)
+            if given in datasets.NAMES and not (getattr(args, size, None) or args.synthetic):
+                datasets.expect(given, args.data_dir)
+    except (FileNotFoundError, OSError) as error:
+        sys.exit(f"error: {error}")
     return args
 
 

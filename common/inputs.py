@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from common import datasets, evaluation, images, processes, runtime, synthetic
+from common.datasets import base
 from common.runtime import Run
 
 MARKET_PROTOCOL = {"ap_rule": "mean of precision at the hits", "gallery_draws": 1, "re_ranking": False}
@@ -101,11 +102,20 @@ def describe(data: datasets.Dataset) -> dict:
         "name": data_name(data),
         "kind": data.kind,
         "images": len(samples),
-        "ids": len({s.pid for s in samples if s.pid > 0}),
+        "ids": count_ids(data),
         "cams": len({s.camid for s in samples}),
         "digest": data.digest(),
         **({"rendered": _stamp(data)} if data.kind == "synthetic" else {}),
     }
+
+
+def count_ids(data: datasets.Dataset) -> int:
+    """People of a data set, without junk and distractors.
+
+    Those of training and test are other people, whether or not a data set (RegDB) numbers both from 0.
+    """
+    parts = (data.train, [*data.query, *data.gallery])
+    return sum(len({s.pid for s in part if s.pid != -1}) for part in parts) - base.zero_is_distractor(data)
 
 
 def open_images(

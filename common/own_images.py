@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from common import distances, evaluation, images, transforms, visualize
-from common.checkpoints import replace
 from common.datasets import files
+from common.runfiles import replace
 
 RANKING = ("ranking.csv", "ranking.png")
 SHOWN_QUERIES, SHOWN_RANKS = 8, 10  # of ranking.png

@@ -7,14 +7,12 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
 import yaml
 
-from common.checkpoints import replace
+from common.runfiles import replace
 
 try:
     import resource
@@ -86,16 +84,14 @@ def write_result(path: Path, result: dict, log: Path) -> None:
     replace(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def environment() -> dict:
-    """Versions and processor, as result files record them."""
+def environment(cuda: str | None, threads: int) -> dict:
+    """Versions and processor, as result files record them; cuda: the version in use, None on the CPU."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        **{package: metadata.version(package) for package in ("torch", "torchvision", "numpy")},
+        "cuda": cuda,
         "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 

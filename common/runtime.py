@@ -24,17 +24,8 @@ import torch.distributed as dist
 
 from common import commandline, log_folder, records
 from common.commandline import words  # noqa: F401 re-exported
-from common.flags import (  # noqa: F401 some are re-exported
-    AMP_DTYPES,
-    PLACES,
-    ROOT,
-    RUN_FLAGS,
-    add_run_flags,
-    add_test_flags,
-    method_flags,
-    parse,
-    variants,
-)
+from common.evaluation import AMP_DTYPES
+from common.flags import PLACES, ROOT, add_run_flags, add_test_flags, method_flags, parse, variants  # noqa: F401
 from common.log_folder import Finished, bare, claim, open_log, resume, save  # noqa: F401 some are re-exported
 from common.processes import say  # noqa: F401 re-exported
 
@@ -241,7 +232,7 @@ def record(
         "protocol": {"dataset": data["name"], **protocol},
         "data": data,
         "env": {
-            **records.environment(),
+            **records.environment(torch.version.cuda if gpu else None, torch.get_num_threads()),
             "gpu": gpu,
             "world_size": run.world_size,
             "amp": run.args.get("amp", "off"),

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from common import pixels
-from common.checkpoints import replace
+from common.runfiles import replace
 
 GREEN, RED, BLUE = (22, 150, 72), (214, 39, 40), (38, 84, 160)  # match, mismatch, query
 INK, FAINT, PAPER = (32, 32, 32), (120, 120, 120), (255, 255, 255)

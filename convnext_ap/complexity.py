@@ -18,7 +18,6 @@ Deviation: thop counts the 6 x 1 pooling of stripes; ours counts the part classi
 as 10.04. The counts fix ConvNeXt-B, 256x128 and 751 classes; Duke (702) and CUHK03 (767) would give other digits.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -26,13 +25,19 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from convnext_ap.flags import complexity_args
+
+if __name__ == "__main__":
+    arguments = complexity_args()  # torch is loaded below
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import runtime
-from convnext_ap.model import POSITIONS, TRUNKS, WIDTH, ConvNeXtAP, Heads, check_size, name_of
+from convnext_ap.model import WIDTH, ConvNeXtAP, Heads
+from convnext_ap.settings import TRUNKS, name_of
 
 PAPER = {
     "ConvNeXt": (88.00, 10.04),
@@ -159,29 +164,6 @@ def show(rows: list[Complexity], args) -> None:
         )
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="convnext_ap/complexity.py",
-        allow_abbrev=False,
-        description="Parameters and FLOPs of the four variants, Tables 2-4.",
-    )
-    network = parser.add_argument_group("network")
-    network.add_argument("--trunk", choices=list(TRUNKS), default="base")
-    network.add_argument("--simam", choices=POSITIONS, default="dw")
-    network.add_argument("--parts", type=int, default=6)
-    network.add_argument("--classes", type=int, default=751, help="training identities; 751 is Market-1501")
-    network.add_argument("--height", type=int, default=256)
-    network.add_argument("--width", type=int, default=128)
-    network.add_argument("--json", action="store_true", help="print the unrounded counts of all four as JSON")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "convnext_ap", argv, complete)
-
-
-def complete(args):
-    check_size(args.height, args.width, args.simam, args.parts)
-    return args
-
-
 def save(args, row: Complexity) -> None:
     """The variant asked for as the result file of args.row; no data set is involved, so its fields are empty."""
     run = runtime.start(args, "convnext_ap")
@@ -203,5 +185,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

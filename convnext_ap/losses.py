@@ -3,23 +3,13 @@
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.losses import batch_hard_triplet
-from common.processes import GatherWithGradient
+from common.processes import gather_rows
 
 MARGIN, GAMMA = 0.25, 32.0  # m and gamma of the circle loss; paper silent, from the code base that the paper builds on
-
-
-def gather(x: Tensor) -> Tensor:
-    """The rows of the global batch on every rank, differentiable; x itself without other ranks.
-
-    A loss of the gathered rows that every rank computes alike then has, after DistributedDataParallel's mean over the
-    ranks, the gradient that one process would have.
-    """
-    return GatherWithGradient.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 
 class Parts(NamedTuple):
@@ -101,14 +91,15 @@ def total_loss(
         part_reduce: "sum" as in PCB, or "mean", over the part heads; pair_on: the circle or triplet loss looks at
         the "global" head or at "concat", all heads' features one after another.
     Under several processes the pairs are those of the global batch, B the global batch size.
-    Paper silent: which losses make up which row. All rows use the default, so that they differ in the network only.
+    Paper silent: which losses make up which row. All rows use the default; with parts it sums 1 + p ID losses.
     """
     ids = id_losses(logits, labels)
     parts = ids[1:].sum() if part_reduce == "sum" else ids[1:].mean() if len(ids) > 1 else ids.new_zeros(())
     total = parts if only_parts else ids[0] + parts
     id_part, pair = total.detach(), total.new_zeros(())
     if loss != "id" and not only_parts:
-        rows, classes = gather(feats[:, 0] if pair_on == "global" else feats.flatten(1)), gather(labels)
+        rows = gather_rows(feats[:, 0] if pair_on == "global" else feats.flatten(1))
+        classes = gather_rows(labels)
         if loss == "id+triplet":
             pair = batch_hard_triplet(rows, classes, 0.3)
         else:

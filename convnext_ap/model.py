@@ -4,41 +4,25 @@
     model.set_stage("joint")                                    # refined part pooling in place of stripes
     feats = model.eval()(images)                                # (B, 3, 256, 128) -> (B, 1792) unit rows
 
-The trunk keeps torchvision's key names, so that its ImageNet weights load; SimAM has no weights.
+The trunk keeps torchvision's key names behind its own prefix; SimAM has no weights.
 """
 
+import re
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlock, CNBlockConfig
 
-from common import checkpoints
-from convnext_ap.losses import gather
+from common import weights
+from convnext_ap.settings import POSITIONS, STRIDE, TRUNKS, check_size, name_of
 from convnext_ap.simam import simam, wide
 
-STRIDE = 32  # pixels of the image a position of the last map covers
 WIDTH = 256  # length of a head's feature h, sec. 3.3.2 step 4
-POSITIONS = ("none", "dw", "mlp", "branch")
 STAGES = ("pcb", "assign", "joint")
-
-
-class Trunk(NamedTuple):
-    """Blocks and channels of the four stages of a ConvNeXt, and what its residual branches are scaled by at first."""
-
-    depths: tuple
-    channels: tuple
-    layer_scale: float
-
-
-TRUNKS = {
-    "base": Trunk((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),  # ConvNeXt-B, the paper's: the counts leave no other
-    "tiny": Trunk((1, 1, 3, 1), (24, 48, 96, 192), 0.1),  # ours, for one CPU and random weights; not ConvNeXt-T
-}
 
 
 class Output(NamedTuple):
@@ -47,32 +31,6 @@ class Output(NamedTuple):
     pooled: Tensor  # (B, n, D) g, the mean of the map or of a part
     feats: Tensor  # (B, n, 256) h after its normalisation
     logits: Tensor  # (B, n, num_classes)
-
-
-def name_of(attention: str, parts: int) -> str:
-    """The paper's name of a variant: ConvNeXt, ConvNeXt-A, ConvNeXt-P or ConvNeXt-AP."""
-    letters = "A" * (attention != "none") + "P" * (parts > 0)
-    return f"ConvNeXt-{letters}" if letters else "ConvNeXt"
-
-
-def check_size(height: int, width: int, attention: str, parts: int) -> None:
-    """Raises ValueError for an input whose last map is empty, too low for the parts, or too small for SimAM."""
-    rows, columns = height // STRIDE, width // STRIDE
-    if rows < 1 or columns < 1:
-        raise ValueError(
-            f"an input of {height}x{width} is too small: the trunk divides both sides by {STRIDE}; "
-            f"use at least --height {STRIDE} --width {STRIDE}"
-        )
-    if parts > rows:
-        raise ValueError(
-            f"{parts} parts do not fit the {rows}x{columns} map of a {height}x{width} input, a part needs "
-            f"a row: use --parts {rows} or fewer, or --height {parts * STRIDE} or more"
-        )
-    if attention != "none" and rows * columns < 2:
-        raise ValueError(
-            f"SimAM takes the variance over a map, and the last one of a {height}x{width} input has a "
-            f"single position: use --height {2 * STRIDE} or more, or --simam none"
-        )
 
 
 # -------------------------------------------------------------------------------------------------------------- trunk
@@ -115,7 +73,7 @@ class Heads(nn.Module):
     """n heads with weights of their own, (B, n, D) -> feats (B, n, 256) and logits (B, n, K), as batched products.
 
     Each is Linear(D, 256), BatchNorm(256), Dropout, Linear(256, K); the first linear layer is the 1x1 convolution of
-    sec. 3.3.2 step 4 on a pooled vector. Under several processes the normalisation is over the global batch.
+    sec. 3.3.2 step 4 on a pooled vector.
     Paper silent: no ReLU after the normalisation (relu=True adds it), dropout 0.5, and how the weights start.
     """
 
@@ -132,23 +90,18 @@ class Heads(nn.Module):
 
     def forward(self, pooled):
         h = torch.baddbmm(self.reduce_bias[:, None], pooled.transpose(0, 1), self.reduce).transpose(0, 1)
-        h = self.normalise(h.flatten(1)).view_as(h)
+        h = self.norm(h.flatten(1)).view_as(h)
         h = F.relu(h) if self.relu else h
         logits = torch.baddbmm(self.classify_bias[:, None], self.dropout(h).transpose(0, 1), self.classify)
         return h, logits.transpose(0, 1)
-
-    def normalise(self, h):
-        """BatchNorm of this rank's rows (B, n 256); in train mode with the statistics of all ranks' rows."""
-        if not self.norm.training or not dist.is_initialized():
-            return self.norm(h)
-        return self.norm(gather(h)).chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class PartClassifier(nn.Module):
     """Refined part pooling, Eqs. (1) and (2): (B, D, H, W) -> (B, p, D).
 
     Eq. (1) gives every position f a probability for every part, softmax(W f); Eq. (2) pools f with it. Paper silent:
-    the scale; p / (H W) makes W = 0 the mean of the map and equal shares of it stripe means, which the heads know.
+    the scale; p / (H W) makes W = 0 the mean of the map and equal shares of it stripe means, which the heads know. And
+    how W starts: without a bias, as Eq. (1) has none, from N(0, 0.001^2), so that all parts start near that mean.
     """
 
     def __init__(self, channels: int, parts: int):
@@ -170,9 +123,11 @@ def stripes(fmap: Tensor, parts: int) -> Tensor:
     """Means of `parts` horizontal stripes, (B, D, H, W) -> (B, p, D): step 3 of sec. 3.3.2.
 
     Stripe i spans the rows floor(i H / p) .. ceil((i + 1) H / p) - 1, adaptive average pooling's rule: at 8 rows and
-    6 parts each has two, and rows 1, 2, 5 and 6 belong to two stripes.
+    6 parts each has two, and rows 1, 2, 5 and 6 belong to two stripes. Cut by slices, since on a GPU that operation
+    has no deterministic gradient.
     """
-    return F.adaptive_avg_pool2d(fmap, (parts, 1))[..., 0].transpose(1, 2)
+    ends = [(i * fmap.shape[2] // parts, -(-(i + 1) * fmap.shape[2] // parts)) for i in range(parts)]
+    return torch.stack([fmap[:, :, top:bottom].mean((2, 3)) for top, bottom in ends], 1)
 
 
 def unit(pieces: Tensor) -> Tensor:
@@ -287,49 +242,49 @@ class Embedding(nn.Module):
 
 # ------------------------------------------------------------------------------------------------------------ weights
 def load_trunk(model: ConvNeXtAP, source: str) -> str:
-    """Load weights into the trunk (and final norm) of a model and return one sentence that says which.
+    """Load weights into the trunk (and final norm) of a model and return the line that says which.
 
-    Args: source: "none"; "imagenet", torchvision's IMAGENET1K_V1 (downloaded by torchvision and checked); or a file:
-        a torchvision ConvNeXt state_dict, or one of our checkpoints, of which the trunk is taken.
-    Raises: FileNotFoundError; ValueError for a foreign file, a checkpoint of a variant with other blocks, or listing
-        the keys that are missing, unexpected or of another shape.
+    Args: source: what common.weights.read takes, with the names of torchvision, of ConvNeXt's authors or of timm.
+    Raises: FileNotFoundError; ValueError for a foreign file, or a checkpoint of a variant with other blocks.
     """
-    if source == "none":
+    if source == "imagenet" and model.trunk_name != "base":
+        raise ValueError(f"there are no ImageNet weights for --trunk {model.trunk_name}; use --weights none, or a file")
+    found = weights.read(source, f"convnext_{model.trunk_name}", rename=our_name)
+    if found is None:
         return f"weights: random, {sum(p.numel() for p in model.parameters()):,} parameters"
-    state = imagenet_state(model.trunk_name) if source == "imagenet" else read_state(source, model)
-    trunk = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-    checkpoints.fit(model.trunk, trunk, f"weights {source}")
-    norm = {key.removeprefix("classifier.0."): v for key, v in state.items() if key.startswith("classifier.0.")}
-    if model.final_norm is not None and norm:
-        checkpoints.fit(model.final_norm, norm, f"weights {source}")
-    return f"weights: {len(trunk)} tensors from {source} into the trunk, {len(state) - len(trunk)} others not used"
+    if "simam" in found.args:
+        check_variant(found.source, found.args, model.attention, model.parts, blocks_only=True)
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(("trunk.", "final_norm."))}
+    taken, line = weights.fit(found, own, {key: key for key in own if key.startswith("trunk.")})
+    model.load_state_dict(taken, strict=False)
+    return line
 
 
-def imagenet_state(trunk: str) -> dict:
-    """torchvision's IMAGENET1K_V1 state_dict of ConvNeXt-B, from its cache or its server."""
-    if trunk != "base":
-        raise ValueError(f"there are no ImageNet weights for --trunk {trunk}; use --weights none, or a file")
-    weights = models.ConvNeXt_Base_Weights.IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(
-            f"cannot fetch torchvision's ImageNet weights of ConvNeXt-B ({error}); download "
-            f"{weights.url} elsewhere and pass --weights PATH, or --weights none"
-        ) from error
+def our_name(name: str) -> str:
+    """A tensor's name in torchvision's, the authors' or timm's ConvNeXt as ours; other names as they are."""
+    for pattern, ours in NAMES.items():
+        if found := re.search(rf"(?:^|\.){pattern}", name):
+            start = name[: found.start()] + "." * (found.start() > 0)
+            return start + ours(*found.groups()) + name[found.end() :]
+    return name
 
 
-def read_state(path: str, model: ConvNeXtAP) -> dict:
-    """The state_dict in a file with torchvision's key names; our own checkpoints must fit the model's variant."""
-    content = checkpoints.load(path, "weights", checkpoints.WEIGHTS_REMEDY)
-    state = checkpoints.state_dict(content, path)
-    if isinstance(content.get("state_dict"), dict):
-        check_variant(path, content.get("args"), model.attention, model.parts, blocks_only=True)
-        state = {
-            ("features." + key.removeprefix("trunk.") if key.startswith("trunk.") else key): value
-            for key, value in state.items()
-        }
-    return state
+LAYERS = {  # of a block: authors, timm -> torchvision
+    "dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5",
+    "conv_dw": "block.0", "mlp.fc1": "block.3", "mlp.fc2": "block.5", "gamma": "layer_scale",
+}  # fmt: skip
+NAMES = {
+    r"features\.(?=\d)": lambda: "trunk.",  # torchvision
+    r"classifier\.0\.": lambda: "final_norm.",
+    r"downsample_layers\.(\d)\.": lambda stage: f"trunk.{2 * int(stage)}.",  # authors; the first is the stem
+    r"stem\.(?=[01])": lambda: "trunk.0.",  # timm
+    r"stages\.(\d)\.downsample\.": lambda stage: f"trunk.{2 * int(stage)}.",
+    rf"stages\.(\d)\.(?:blocks\.)?(\d+)\.({'|'.join(LAYERS)})(?=\.|$)": (
+        lambda stage, block, layer: f"trunk.{2 * int(stage) + 1}.{block}.{LAYERS[layer]}"
+    ),
+    r"head\.norm\.": lambda: "final_norm.",  # timm
+    r"^((?:model\.|state_dict\.)*)norm\.": lambda outer: f"{outer}final_norm.",  # authors
+}
 
 
 def check_variant(path, trained: dict | None, attention: str, parts: int, blocks_only: bool = False) -> None:

@@ -10,103 +10,25 @@ What to expect, and what our runs gave: convnext_ap/README.md.
 """
 
 import sys
-import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from convnext_ap.flags import parse_args, variants
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common.epoch import Epoch
 from convnext_ap import losses, schedule
 from convnext_ap.metrics import trapezoid_map
-from convnext_ap.model import POSITIONS, TRUNKS, ConvNeXtAP, Embedding, check_size, check_variant, load_trunk
-
-VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
-    "part_reduce": ("sum", "mean"),
-    "circle_on": ("global", "concat"),
-    "circle_mode": ("pool", "anchor"),
-    "m": 0.25,
-    "gamma": 32.0,
-    "optimizer": ("sgd", "adamw"),
-    "trunk_lr": 0.1,
-    "later_lr": 0.1,
-    "clip": 5.0,
-    "erase": 0.5,
-    "drop_path": 0.2,
-    "dropout": 0.5,
-    "head_relu": ("off", "on"),
-    "final_norm": ("off", "on"),
-}
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.", allow_abbrev=False
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
-    data.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
-    data.add_argument("--height", type=int, default=256)
-    data.add_argument("--width", type=int, default=128)
-    method = parser.add_argument_group("method")
-    method.add_argument("--trunk", choices=list(TRUNKS), default="base", help="ConvNeXt-B, or a small one for CPUs")
-    method.add_argument("--simam", choices=POSITIONS, default="dw", help="where SimAM stands in a block, or none")
-    method.add_argument("--parts", type=int, default=6, help="stripes p of PCB + RPP, sec. 3.3.2; 0: global head only")
-    method.add_argument("--loss", choices=["id", "id+circle", "id+triplet"], default="id+circle", help="sec. 3.4")
-    method.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument("-b", "--batch-size", type=int, default=64, help="images a step over all processes; silent")
-    optim.add_argument("--num-instances", type=int, default=4, help="images of one identity in a batch; paper silent")
-    optim.add_argument("--epochs", type=int, default=120, help="with stripes (sec. 5.1)")
-    optim.add_argument("--rpp-epochs", type=int, default=5, help="then with W alone, --parts > 0; paper silent")
-    optim.add_argument("--joint-epochs", type=int, default=10, help="then with everything; paper silent")
-    optim.add_argument("--warmup", type=int, default=5, help="epochs of rising learning rate (sec. 5.1, Figure 2)")
-    optim.add_argument("--iters", type=int, help="steps an epoch (default: training images / batch size)")
-    optim.add_argument("--lr", type=float, default=0.1, help="lr_max of the heads; the trunk has a tenth of it")
-    optim.add_argument("--weight-decay", type=float, default=5e-4, help="paper silent")
-    runtime.add_run_flags(parser)
-    parser.set_defaults(weights=None)  # imagenet where there are such weights
-    return runtime.parse(parser, "convnext_ap", argv, complete)
-
-
-def complete(args: Namespace) -> Namespace:
-    """Fill in defaults that depend on other flags; raises ValueError for flags that do not fit together."""
-    args.variant = sorted(args.variant)
-    variants(args)
-    check_size(args.height, args.width, args.simam, args.parts)
-    if args.weights is None:
-        args.weights = "imagenet" if args.trunk == "base" else "none"
-    if args.weights == "imagenet" and args.trunk != "base":
-        raise ValueError(f"there are no ImageNet weights for --trunk {args.trunk}; leave --weights out, or give a file")
-    if datasets.canonical(args.dataset) == "cuhk03":
-        args.split = args.split or "detected"
-    elif args.split:
-        raise ValueError(f"--split is about the boxes of cuhk03, and the data set is {args.dataset}")
-    if args.parts < 0 or args.epochs < 1 or min(args.rpp_epochs, args.joint_epochs, args.warmup) < 0:
-        raise ValueError("--parts and the epochs must not be negative, and --epochs at least 1")
-    if args.iters is not None and args.iters < 1:
-        raise ValueError("--iters must be at least 1, or nothing would be trained")
-    if args.loss != "id" and args.num_instances < 2:
-        raise ValueError(
-            f"--loss {args.loss} compares images of one person, and --num-instances {args.num_instances} "
-            f"leaves no positive pair in a batch; use 2 or more, or --loss id"
-        )
-    if args.batch_size % args.num_instances or args.batch_size < 2 * args.num_instances:
-        near = max(2, args.batch_size // args.num_instances) * args.num_instances
-        raise ValueError(
-            f"--batch-size {args.batch_size} is no multiple of --num-instances {args.num_instances} with"
-            f" at least two identities; nearest: {near}"
-        )
-    return args
-
-
-def variants(args: Namespace) -> dict:
-    """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+from convnext_ap.model import ConvNeXtAP, Embedding, check_variant, load_trunk
 
 
 def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:
@@ -219,29 +141,23 @@ def need_positives(batches, labels, loss):
 
 
 def stream(run, store, labels, batches, augment, generator):
-    """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch."""
-    labels = labels.to(run.device)
+    """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch, without waiting for it."""
     for batch, indices in images.batches(store, batches, run.device, workers=run.args["workers"]):
-        yield augment(batch, generator), labels[indices.to(run.device)]
+        own = labels[indices].pin_memory() if run.device.type == "cuda" else labels[indices]
+        yield augment(batch, generator), own.to(run.device, non_blocking=True)
 
 
 def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objective, epoch):
     """One pass over `batches`; objective(output, labels) -> losses.Parts. Returns the mean parts."""
     model.train()
-    totals, seen, began = None, 0, time.time()
-    shown = tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
-    for i, (x, labels) in enumerate(shown):
+    epoch = Epoch(run, epoch, batches, steps)
+    for x, labels in epoch:
         with run.autocast():
             output = model(x)
         parts = objective(output, labels)
-        runtime.step(run, parts.total, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
-        values = torch.stack([parts.total.detach(), *parts[1:]])
-        totals = values if totals is None else totals + values
-        seen += len(x) * run.world_size
-    means = dict(zip(("loss", "id", "pair", "accuracy"), (totals / (i + 1)).tolist()))
-    text, rate = ", ".join(f"{name} {value:.3f}" for name, value in means.items()), seen / (time.time() - began)
-    runtime.say(run, f"epoch {epoch + 1} ({runtime.bare(model).stage}): {text}; {rate:.0f} images/s")
-    return means
+        runtime.step(run, parts.total, [optimizer], grad_scaler, epoch.where)
+        epoch.add(len(x), loss=parts.total, id=parts.id, pair=parts.pair, accuracy=parts.accuracy)
+    return epoch.means(model, runtime.bare(model).stage)
 
 
 def make_objective(args, stage):
@@ -260,11 +176,15 @@ def make_objective(args, stage):
 
 
 def enter(run, model, optimizer, stage, fresh):
-    """Switch the bare model to a stage and wrap it anew; a stage that begins (fresh) starts without momentum."""
+    """Switch the bare model to a stage and wrap it anew, its BatchNorm over the global batch; a stage that begins
+    (fresh) starts without momentum.
+
+    Paper silent: a stage of PCB's induced training is a training of its own, and the rates jump from one to the next.
+    """
     model.set_stage(stage)
     if fresh:
         optimizer.state.clear()
-    return processes.parallel(run, model)
+    return processes.parallel(run, batchnorm.over_groups(model, run.world_size))
 
 
 def features(run, model, store) -> dict:
@@ -359,7 +279,11 @@ def main(args):
 
 
 def make_augment(args):
-    """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1); paper silent: sizes, order."""
+    """Flip, normalise, erase with noise in half of the images (sec. 3.1.2, 3.2, 5.1).
+
+    Paper silent: the area, the order, and the law of the aspect ratio; log-uniform as in torchvision's RandomErasing,
+    whose argument p the paper names, where the first ReID code draws uniformly.
+    """
     return transforms.Augment(
         flip=0.5,
         pad=0,
@@ -387,5 +311,4 @@ def earlier(extra, plan) -> dict:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

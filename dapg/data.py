@@ -1,10 +1,12 @@
 """Image stores of this project: LUPerson's LMDB, a seeded subset, corrupted copies for the -C benchmarks."""
 
 import numpy as np
+import torch
 
 from common import images, inputs, pixels, runtime
 from common.datasets import luperson
-from dapg import corruptions
+from dapg.noise import corruptions
+from dapg.noise.names import BENCH20
 
 
 def subset(samples: list, count: int, seed: int) -> list:
@@ -48,19 +50,24 @@ class CorruptedStore(images.ImageStore):
         store: images.ImageStore,
         repetition: int,
         seed: int = 0,
-        types: tuple = corruptions.BENCH20,
+        types: tuple = BENCH20,
         severity: int = 0,
         index: np.ndarray | None = None,
     ):
         shape = (store.channels, store.height, store.width)
         self.index = np.arange(len(store)) if index is None else index  # images taken, by number
         super().__init__([store.paths[i] for i in self.index], shape, store.interpolation, "off", store.device, None)
-        self.store, self.key, self.types, self.severity = store, (seed, repetition), types, severity
+        self.key, self.types, self.severity = (seed, repetition), types, severity
+        pixels, cpu = store.pixels, torch.device("cpu")
+        if isinstance(pixels, torch.Tensor) and pixels.is_cuda:  # taken here: loader processes cannot use the GPU
+            pixels = np.zeros((len(store), *shape), np.uint8)  # memory is taken where it is written
+            pixels[self.index] = store.pixels[torch.from_numpy(self.index).to(store.device)].cpu()
+        self.clean = images.ImageStore(store.paths, shape, store.interpolation, store.cache, cpu, pixels)
 
     def decode(self, index: int) -> np.ndarray:
         index = int(self.index[index])
         rng = np.random.default_rng(np.random.SeedSequence([*self.key, index]))
         name = self.types[int(rng.integers(len(self.types)))]
         severity = self.severity or int(rng.integers(1, 6))
-        pixels = self.store.gather(np.array([index]))[0].permute(1, 2, 0).cpu().numpy()
+        pixels = self.clean.host(np.array([index]))[0].permute(1, 2, 0).numpy()
         return np.ascontiguousarray(corruptions.corrupt(pixels, name, severity, rng).transpose(2, 0, 1))

@@ -1,12 +1,27 @@
 """Flags of dapg/train.py, and the defaults that depend on stage, method and preset."""
 
+import os
 from argparse import ArgumentParser, Namespace
 
-from common import runtime
-from dapg import corruptions
+from common import flags
+from dapg.noise.names import allowed_types
 
-STAGES = ("robust", "gan", "generate", "align", "agw", "cil")
-DOWNSTREAM = ("agw", "cil")
+# What a flag is that the user leaves out, by stage: the paper's settings (sec. III-B), else those of what the stage
+# builds on (README, Decisions). "baseline" is --stage robust with another --method; its lr is 0.06 * batch / 256.
+DEFAULTS = {
+    "robust": dict(dataset="luperson", height=256, width=128, epochs=300, batch_size=256, lr=0.0075, weight_decay=0.0),
+    "baseline": dict(dataset="luperson", height=256, width=128, epochs=300, batch_size=256, weight_decay=1e-4, tau=0.1),
+    "gan": dict(dataset="market", height=256, width=128, epochs=20, batch_size=32, lr=2e-4, weight_decay=0.0),
+    "generate": dict(dataset="market", height=256, width=128, epochs=1, batch_size=64, lr=0.0, weight_decay=0.0),
+    "align": dict(dataset="market", height=256, width=128, epochs=200, batch_size=256, lr=0.0075, weight_decay=0.0),
+    "agw": dict(dataset="sysu", height=288, width=144, epochs=81, batch_size=64, lr=0.1, weight_decay=5e-4),
+    "cil": dict(dataset="sysu", height=288, width=144, epochs=81, batch_size=64, lr=0.1, weight_decay=5e-4),
+}
+WEIGHTS = {"align": "row:robust/dapg", "agw": "imagenet", "cil": "imagenet"}  # else none
+SOURCES = {"generate": "row:gan/market", "align": "row:generate/market"}
+STABLE = {"lr": 7.5e-4, "tau": 0.1, "severity_max": 3}  # of --preset stable
+STAGES = tuple(stage for stage in DEFAULTS if stage != "baseline")
+CONTRAST, DOWNSTREAM = ("robust", "align"), ("agw", "cil")
 # The rare switches of the decision table in README.md: name -> allowed values, or a number's default; first = default.
 VARIANTS = {
     "subset_seed": 0,
@@ -19,6 +34,7 @@ VARIANTS = {
     "stage2_noise": 0.0,
     "market_split": ("train", "all"),
     "gan_pairs": ("identity", "self"),
+    "gan_held_out": 0.0,
     "pairs_per_epoch": 160000,
     "ngf": 64,
     "blocks": 9,
@@ -69,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="noise types left out of training, for a benchmark of unseen corruptions",
+        help="training noises left out, for a benchmark of unseen corruptions",
     )
     method.add_argument("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
     method.add_argument(
@@ -102,91 +118,110 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     optim.add_argument("--iters", type=int, help="at most this many steps an epoch")
     optim.add_argument("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
     optim.add_argument("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
-    runtime.add_run_flags(parser)
+    flags.add_run_flags(parser)
     parser.set_defaults(weights=None)
-    return runtime.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))
+    args = flags.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))
+    try:
+        check_processes(args, int(os.environ.get("WORLD_SIZE", 1)))
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
 def complete(args: Namespace) -> Namespace:
     """Fill in the defaults of stage, method and preset; raises ValueError for flags that do not fit together."""
-    stable, baseline = args.preset == "stable", args.method != "dapg"
-    if baseline and args.stage != "robust":
-        raise ValueError(f"--method {args.method} is a baseline of --stage robust")
-    if args.negatives == "batch" and (baseline or args.stage != "robust"):
-        raise ValueError("--negatives batch is of --stage robust with --method dapg; the others bring their negatives")
-    down = args.stage in DOWNSTREAM
-    contrast = {
-        "batch_size": 256,
-        "lr": 7.5e-4 if stable else 0.0075,
-        "weight_decay": 0.0,
-        "tau": 0.1 if stable else 0.7,
-    }
-    if baseline:
-        contrast.update(lr=0.06 * (args.batch_size or 256) / 256, weight_decay=1e-4, tau=0.1)
-    paper = {
-        "robust": {"dataset": "luperson", "epochs": 300, "weights": "none", **contrast},
-        "align": {
-            "dataset": "market",
-            "epochs": 200,
-            "weights": "row:robust/dapg",
-            "source": "row:generate/market",
-            **contrast,
-        },
-        "gan": {
-            "dataset": "market",
-            "epochs": 20,
-            "weights": "none",
-            "batch_size": 32,
-            "lr": 2e-4,
-            "weight_decay": 0.0,
-        },
-        "generate": {
-            "dataset": "market",
-            "epochs": 1,
-            "weights": "none",
-            "batch_size": 64,
-            "lr": 0.0,
-            "source": "row:gan/market",
-            "weight_decay": 0.0,
-        },
-        "agw": {
-            "dataset": "sysu",
-            "epochs": 81,
-            "weights": "imagenet",
-            "batch_size": 64,
-            "lr": 0.1,
-            "weight_decay": 5e-4,
-        },
-    }
-    paper["cil"] = paper["agw"]
-    common = {
-        "height": 288 if down else 256,
-        "width": 144 if down else 128,
-        "severity_max": 3 if stable else 5,
-        "tau": 0.7,
-        "source": None,
-    }
-    for name, value in {**common, **paper[args.stage]}.items():
+    for name, value in defaults(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.variant, args.noise_exclude = sorted(args.variant), sorted(args.noise_exclude)
-    variants(args)
-    if not 1 <= args.severity_max <= 5:
-        raise ValueError(f"--severity-max {args.severity_max} is not one of 1..5")
-    unknown = sorted(set(args.noise_exclude) - set(corruptions.BENCH20))
-    if unknown:
-        raise ValueError(f"--noise-exclude {', '.join(unknown)}: known are {', '.join(corruptions.BENCH20)}")
-    if args.epochs < 1 or (args.iters is not None and args.iters < 1):
-        raise ValueError("--epochs and --iters must be at least 1, or nothing would be trained")
-    if args.tau <= 0 or args.tau_js <= 0 or not 0 <= args.delta <= 1:
-        raise ValueError("--tau and --tau-js must be positive and --delta in 0..1")
-    if down and (args.dataset not in ("sysu", "regdb") or args.batch_size % 8):
-        raise ValueError(f"--stage {args.stage} needs --dataset sysu or regdb and a batch of identities x 8 images")
-    if args.split is not None and not (args.dataset == "regdb" and 1 <= args.split <= 10):
-        raise ValueError("--split is one of 1..10 and goes with --dataset regdb")
+    check(args)
     return args
+
+
+def defaults(args: Namespace) -> dict:
+    """What the flags are that the user left out."""
+    table = {
+        "tau": 0.7,
+        "severity_max": 5,
+        "weights": WEIGHTS.get(args.stage, "none"),
+        "source": SOURCES.get(args.stage),
+    }
+    if args.stage == "robust" and args.method != "dapg":
+        table |= DEFAULTS["baseline"]
+        return {**table, "lr": 0.06 * (args.batch_size or table["batch_size"]) / 256}
+    return {**table, **DEFAULTS[args.stage], **(STABLE if args.preset == "stable" else {})}
+
+
+def check(args: Namespace) -> None:
+    """Raises: ValueError for the first flag that does not fit the others."""
+    settings = variants(args)
+    allowed_types(args.noise_exclude)
+    contrast = args.stage in CONTRAST and args.method in ("dapg", "moco") and args.negatives == "queue"
+    rules = {
+        f"--method {args.method} is a baseline of --stage robust": args.method == "dapg" or args.stage == "robust",
+        "--negatives batch is of --stage robust with --method dapg; the others bring their negatives": (
+            args.negatives == "queue" or (args.stage == "robust" and args.method == "dapg")
+        ),
+        "--preset stable is of --stage robust and align with --method dapg": (
+            args.preset == "paper" or (args.stage in CONTRAST and args.method == "dapg")
+        ),
+        f"--severity-max {args.severity_max} is not one of 1..5": 1 <= args.severity_max <= 5,
+        "--epochs and --iters must be at least 1, or nothing would be trained": (
+            args.epochs >= 1 and (args.iters is None or args.iters >= 1)
+        ),
+        "--tau and --tau-js must be positive and --delta in 0..1": (
+            args.tau > 0 and args.tau_js > 0 and 0 <= args.delta <= 1
+        ),
+        f"--lr {args.lr:g} must be positive": args.lr > 0 or args.stage == "generate",
+        f"--batch-size {args.batch_size} must be at least 1": args.batch_size >= 1,
+        f"--stage {args.stage} needs --dataset sysu or regdb and a batch of identities x 8 images": (
+            args.stage not in DOWNSTREAM or (args.dataset in ("sysu", "regdb") and args.batch_size % 8 == 0)
+        ),
+        "--split is one of 1..10 and goes with --dataset regdb": (
+            args.split is None or (args.dataset == "regdb" and 1 <= args.split <= 10)
+        ),
+        f"--stage gan needs sides of at least 56, multiples of 4, got {args.height} x {args.width}": (
+            args.stage != "gan" or (min(args.height, args.width) >= 56 and args.height % 4 == args.width % 4 == 0)
+        ),
+        f"--batch-size {args.batch_size} does not divide into the bn_splits={settings['bn_splits']} groups of the key "
+        f"encoder's BatchNorm; use a multiple, or --variant bn_splits=1 (no shuffled BatchNorm)": (
+            not contrast or (settings["bn_splits"] >= 1 and args.batch_size % settings["bn_splits"] == 0)
+        ),
+        "--variant momentum and gan_held_out lie in 0 <= x < 1, stage2_noise in 0..1, draws are at least 1": (
+            0 <= settings["momentum"] < 1
+            and 0 <= settings["gan_held_out"] < 1
+            and 0 <= settings["stage2_noise"] <= 1
+            and settings["draws"] >= 1
+        ),
+    }
+    wrong = [message for message, right in rules.items() if not right]
+    if wrong:
+        raise ValueError(wrong[0])
+
+
+def check_processes(args: Namespace, world: int) -> None:
+    """Raises: ValueError where `world` processes cannot share a batch evenly, with the numbers that can."""
+    batch, splits, ids = args.batch_size, variants(args)["bn_splits"], args.batch_size // 8
+    if args.stage == "gan" and world > 1:
+        raise ValueError("--stage gan trains on one process; start it with python instead of torchrun")
+    if args.stage in CONTRAST and batch % world:
+        near = " or ".join(str(n) for n in (batch // world * world, (batch // world + 1) * world) if n)
+        raise ValueError(f"--batch-size {batch} does not split over {world} processes; use {near}")
+    if args.stage in CONTRAST and args.method in ("dapg", "moco") and args.negatives == "queue":
+        if splits % world and world % splits:
+            able = ", ".join(str(n) for n in range(1, 4 * splits + 1) if splits % n == 0 or n % splits == 0)
+            raise ValueError(
+                f"{world} processes cannot hold the {splits} groups of the key encoder's BatchNorm (--variant "
+                f"bn_splits), as one number must divide the other; use {able} ... processes"
+            )
+    if args.stage in DOWNSTREAM and ids % world:
+        able = ", ".join(str(n) for n in range(1, ids + 1) if ids % n == 0)
+        raise ValueError(f"{world} processes cannot share the {ids} identities of a batch evenly; use {able} processes")
 
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+    return flags.variants(args.variant, VARIANTS)
+
+
+PARSERS = {"train.py": parse_args}  # of scripts in rows

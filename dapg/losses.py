@@ -23,19 +23,18 @@ def info_nce(pos: Tensor, neg: Tensor, which: Tensor, tau: float) -> Tensor:
     return multi_contrastive(pos.gather(1, which[:, None]), neg, tau)
 
 
-def js_divergence(p: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of P distributions, Eq. (5), mean over the batch, in [0, log P].
+def mixture(p: Tensor) -> Tensor:
+    """M of P distributions p (P, B, K), Eq. (4): their mean. Paper error: it prints a tuple, the sum is meant."""
+    return p.mean(0)
 
-    p (P, B, K), rows sum to 1. M is their mean, Eq. (4). Paper error: Eq. (4) prints a tuple over 3; the sum is meant.
+
+def js_divergence(p: Tensor, m: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of P distributions p (P, B, K), rows sum to 1, with their mean m, Eqs. (3) and (5).
+
+    Mean over the batch, in [0, log P].
     """
-    p = p.float()
-    m = p.mean(0).clamp(SMALL, 1).log()  # log M, Eq. (4)
-    return (p * (p.clamp_min(1e-12).log() - m)).sum(2).mean()  # a probability of 0 adds 0 and has a finite gradient
-
-
-def constraint(logits: Tensor) -> Tensor:
-    """Consistency of x_1, x_2, x_mix, Eq. (3): Eq. (5) of the softmax of logits (3, B, K)."""
-    return js_divergence(logits.float().softmax(2))
+    p, log_m = p.float(), m.float().clamp(SMALL, 1).log()
+    return (p * (p.clamp_min(1e-12).log() - log_m)).sum(2).mean()  # a probability of 0 adds 0, its gradient is finite
 
 
 def total(mc: Tensor, js: Tensor, delta: float) -> Tensor:
@@ -68,17 +67,21 @@ def weighted_triplet(feats: Tensor, labels: Tensor) -> Tensor:
     """AGW's weighted regularised triplet on un-normalised features (B, D) of both modalities, mean over the anchors.
 
     softplus(sum_p w_p d_p - sum_n w_n d_n); w_p is the softmax of distances over the positives, the anchor itself at
-    distance 0 among them, w_n the softmax of the negated distances over the negatives.
+    distance 0 among them, w_n that of the negated distances over the negatives. As in AGW's code, which defines the
+    published numbers, both have 1e-6 added to their denominators and w_n is not shifted by its largest exponent: where
+    all negatives are farther than about 13, as features from ImageNet's trunk may be, w_n and its pull fade away.
     """
     x = feats.float()
     gap = x[:, None] - x[None, :]
     dist = gap.square().sum(2).clamp_min(1e-12).sqrt()
     same = labels[:, None] == labels[None, :]
-    positive = (dist.masked_fill(~same, -torch.inf).softmax(1) * dist).sum(1)
-    negative = ((-dist).masked_fill(same, -torch.inf).softmax(1) * dist).sum(1)
+    own = same * dist
+    weights = same * torch.exp(own - own.amax(1, keepdim=True)), ~same * torch.exp(-dist)
+    positive, negative = ((w / (w.sum(1, keepdim=True) + 1e-6) * dist).sum(1) for w in weights)
     return F.softplus(positive - negative).mean()
 
 
 def consistency(logits: Tensor) -> Tensor:
     """CIL's JS loss of the classifications of the clean and two augmented versions, logits (3, B, C)."""
-    return js_divergence(logits.float().softmax(2))
+    p = logits.float().softmax(2)
+    return js_divergence(p, mixture(p))

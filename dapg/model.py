@@ -1,19 +1,22 @@
-"""Pre-training networks: encoder, the multi-positive contrast with momentum encoder and queue, SimCLR, BYOL."""
+"""Pre-training networks: encoder, the multi-positive contrast with momentum encoder and queue, SimCLR, BYOL.
+
+All take normalised images, float32. `after_step(keys, progress)` is what follows an optimiser's step.
+"""
 
 import copy
+import math
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.processes import GatherWithGradient
-from common.transforms import normalize
+from common.processes import gather_rows
 from dapg.trunk import resnet
 
 
 class Encoder(nn.Module):
-    """Trunk, then an MLP head; (B, 3, H, W) uint8 or normalised float -> (B, out)."""
+    """Trunk, then an MLP head; (N, 3, H, W) -> (N, out)."""
 
     def __init__(self, backbone: str = "resnet50", out: int = 128, hidden: int | None = None, norm: bool = False):
         super().__init__()
@@ -21,7 +24,6 @@ class Encoder(nn.Module):
         self.head = mlp(self.trunk.out_features, hidden or self.trunk.out_features, out, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = normalize(x) if x.dtype == torch.uint8 else x
         return self.head(self.trunk(x.contiguous(memory_format=torch.channels_last)))
 
 
@@ -31,23 +33,14 @@ def mlp(inputs: int, hidden: int, outputs: int, norm: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), *middle, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
 
 
-def world() -> tuple[int, int]:
-    """Rank and number of processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def shuffled(rows: Tensor, order: Tensor) -> Tensor:
+    """This rank's share (N, ...) of the rows of all ranks, (N, ...) each, in another order; without gradient.
 
-
-def gather_with_gradient(x: Tensor) -> Tensor:
-    return x if world()[1] == 1 else GatherWithGradient.apply(x)
-
-
-@torch.no_grad()
-def gather(x: Tensor) -> Tensor:
-    """Rows of every rank in rank order, without gradient."""
-    if world()[1] == 1:
-        return x.detach()
-    parts = [torch.empty_like(x) for _ in range(world()[1])]
-    dist.all_gather(parts, x.detach().contiguous())
-    return torch.cat(parts)
+    order (W N,), the same on every rank: place i takes row order[i] of all rows in rank order.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    with torch.no_grad():
+        return gather_rows(rows)[order].chunk(world)[rank]
 
 
 class Contrast(nn.Module):
@@ -57,14 +50,12 @@ class Contrast(nn.Module):
     passes. Paper silent: the encoders and the negatives; q, k+, k- and x_q are MoCo's names.
     """
 
-    def __init__(
-        self, backbone: str = "resnet50", size: int = 65536, dim: int = 128, momentum: float = 0.999, bn_splits: int = 4
-    ):
+    def __init__(self, backbone: str = "resnet50", size: int = 65536, dim: int = 128, momentum: float = 0.999):
         super().__init__()
         self.encoder_q = Encoder(backbone, dim)
         self.encoder_k = copy.deepcopy(self.encoder_q)
         self.encoder_k.requires_grad_(False)
-        self.momentum, self.bn_splits = momentum, bn_splits
+        self.momentum = momentum
         queue = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("queue", F.normalize(queue))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
@@ -77,18 +68,14 @@ class Contrast(nn.Module):
     def trunk(self) -> nn.Module:
         return self.encoder_q.trunk
 
-    def forward(self, queries: Tensor, keys: Tensor | None, order: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """queries (V, B, 3, H, W) -> z (V, B, D) with gradient; keys (P, B, 3, H, W) -> k (P, B, D) without.
-
-        order: permutation of all processes' P B W key images (the same on every rank). keys=None: encoder_q alone.
-        """
-        z = F.normalize(self.encoder_q(queries.flatten(0, 1)).float(), dim=1).unflatten(0, queries.shape[:2])
+    def forward(self, queries: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Unit q (N, D) with gradient, and unit k (M, D) of the keys without, after encoder_k's move; None without."""
+        q = F.normalize(self.encoder_q(queries).float(), dim=1)
         if keys is None:
-            return z, None
+            return q, None
         with torch.no_grad():
             self.follow()
-            k = self.shuffled(keys.flatten(0, 1), order)
-        return z, k.unflatten(0, keys.shape[:2])
+            return q, F.normalize(self.encoder_k(keys).float(), dim=1)
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -96,31 +83,19 @@ class Contrast(nn.Module):
         for slow, fast in zip(self.encoder_k.parameters(), self.encoder_q.parameters()):
             slow.lerp_(fast, 1 - self.momentum)
 
-    def shuffled(self, images: Tensor, order: Tensor) -> Tensor:
-        """Unit keys of this rank's images, encoded among others: permuted over the ranks, in bn_splits chunks in all.
-
-        On one process a permutation alone changes nothing for BatchNorm, so the batch is split.
-        """
-        rank, ranks = world()
-        order = order.to(images.device)
-        mine = gather(images)[order].chunk(ranks)[rank] if ranks > 1 else images[order]
-        parts = mine.chunk(max(1, self.bn_splits // ranks))
-        k = F.normalize(torch.cat([self.encoder_k(part) for part in parts]).float(), dim=1)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return gather(k)[back].chunk(ranks)[rank]
-
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
+    def after_step(self, keys: Tensor | None, progress: float = 0.0) -> None:
         """Put the keys (B, D) of all ranks into the queue, overwriting the oldest, wrapping around."""
-        keys = gather(keys)[: len(self.queue)]
+        if keys is None:  # negatives of the batch
+            return
+        keys = gather_rows(keys)[: len(self.queue)]
         place = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[place] = keys.to(self.queue.dtype)
         self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))
 
 
 class SimCLR(nn.Module):
-    """Encoder of both views, (V, B, 3, H, W) -> unit z (V, B, 128)."""
+    """One encoder of both views, (N, 3, H, W) -> unit z (N, 128)."""
 
     def __init__(self, backbone: str):
         super().__init__()
@@ -133,12 +108,17 @@ class SimCLR(nn.Module):
     def load_trunk(self, state: dict[str, Tensor]) -> None:
         self.trunk.load_state_dict(state)
 
-    def forward(self, views: Tensor) -> Tensor:
-        return F.normalize(self.encoder(views.flatten(0, 1)).float(), dim=1).unflatten(0, views.shape[:2])
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.encoder(images).float(), dim=1)
+
+    def after_step(self, keys: None, progress: float) -> None:
+        """Nothing moves but by gradient."""
 
 
 class BYOL(nn.Module):
-    """Online encoder and predictor, target encoder by momentum; projector 4096-BN-ReLU-256."""
+    """Online encoder and predictor, target encoder by momentum 0.996 to 1; projector 4096-BN-ReLU-256."""
+
+    MOMENTUM = 0.996
 
     def __init__(self, backbone: str):
         super().__init__()
@@ -163,7 +143,9 @@ class BYOL(nn.Module):
         return predictions, projections
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
+    def after_step(self, keys: None, progress: float) -> None:
+        """target = m target + (1 - m) online, m from 0.996 to 1 by half a cosine over progress in [0, 1]."""
+        momentum = 1 - (1 - self.MOMENTUM) * (math.cos(math.pi * progress) + 1) / 2
         for slow, fast in zip(self.target.parameters(), self.online.parameters()):
             slow.lerp_(fast, 1 - momentum)
 

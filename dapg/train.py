@@ -17,9 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import runtime
-from dapg import downstream, gan, pretrain
+from common import flags
 from dapg.flags import parse_args, variants
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
+from common import runtime
+from dapg.downstream import stage as downstream
+from dapg.poses import gan
+from dapg.pretrain import stage as pretrain
 
 STAGES = {
     "robust": pretrain.run_stage,
@@ -38,5 +45,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

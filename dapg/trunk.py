@@ -1,98 +1,48 @@
 """The ResNet trunk that all stages share, and reading pre-trained ones in the forms in which they are published."""
 
 import math
+import re
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from common import checkpoints
+from common import checkpoints, weights
+from common import resnet as resnets
 
-# Prefixes of the trunk inside foreign checkpoints, the wanted encoder first: never a momentum copy by accident.
-PRIORITY = ("encoder_q", "online", "student", "teacher", "visual.cnn", "encoder_k", "target")
-WRAPPERS = ("state_dict", "model", "net", "backbone", "online_network")
+REMEDY = (
+    "give --weights PATH, row:NAME of a finished pre-training, imagenet or none (dapg/README.md, Weights, says where "
+    "public checkpoints come from)"
+)
 
 
-def resnet(name: str = "resnet50") -> nn.Module:
-    """A torchvision ResNet with random weights that ends in the pooled feature (B, D); `out_features` is D."""
-    if name not in ("resnet18", "resnet34", "resnet50", "resnet101"):
-        raise ValueError(f"backbone {name!r}: expected resnet18, resnet34, resnet50 or resnet101")
-    trunk = getattr(torchvision.models, name)(weights=None)
-    trunk.out_features = trunk.fc.in_features
-    trunk.fc = nn.Identity()
+def resnet(name: str = "resnet50") -> nn.Sequential:
+    """A ResNet with random weights that ends in the pooled feature (B, D); `out_features` is D."""
+    network = resnets.build(name)
+    trunk = resnets.trunk(network, last_stride=2)
+    trunk.add_module("avgpool", network.avgpool)
+    trunk.add_module("flatten", nn.Flatten())
+    trunk.out_features = network.fc.in_features
     return trunk
 
 
-def needed(trunk: nn.Module) -> list[str]:
-    """The tensors without which a trunk is incomplete: all but BatchNorm's counters (265 for ResNet-50)."""
-    return [key for key in trunk.state_dict() if not key.endswith("num_batches_tracked")]
-
-
-def find_trunk(state: dict, trunk: nn.Module, source: Path | str) -> dict[str, Tensor]:
-    """The trunk's tensors of a checkpoint's content, keys as in torchvision.
-
-    Unwraps state_dict, model, net, backbone, online_network; finds the prefix before conv1.weight (64, 3, 7, 7), the
-    encoder first where there are several; drops everything else.
-    Raises: ValueError listing every missing tensor and every tensor of another shape.
-    """
-    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
-        inner = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]
-        if not inner:
-            raise ValueError(f"{source} holds no weights: no mapping from names to tensors under {', '.join(WRAPPERS)}")
-        state = inner[0]
-    state = checkpoints.strip_prefixes({k: v for k, v in state.items() if isinstance(v, Tensor)})
-    first = "conv1.weight"
-    stems = [k[: -len(first)] for k, v in state.items() if k.endswith(first) and v.shape == (64, 3, 7, 7)]
-    if not stems:
-        raise ValueError(f"{source} holds no ResNet trunk: no tensor *conv1.weight of shape (64, 3, 7, 7)")
-    prefix = min(stems, key=precedence)
-    own, wanted = trunk.state_dict(), needed(trunk)
-    missing = [key for key in wanted if prefix + key not in state]
-    wrong = [
-        f"{key} {tuple(state[prefix + key].shape)} instead of {tuple(own[key].shape)}"
-        for key in wanted
-        if prefix + key in state and state[prefix + key].shape != own[key].shape
-    ]
-    if missing or wrong:
-        parts = [f"{len(missing)} of {len(wanted)} tensors missing: {', '.join(missing)}"] if missing else []
-        parts += [f"of another shape: {', '.join(wrong)}"] if wrong else []
-        raise ValueError(f"{source} is no complete trunk under the prefix {prefix!r}; {'; '.join(parts)}")
-    found = {key: state[prefix + key] for key in wanted}
-    return {key: found.get(key, value) for key, value in own.items()}
-
-
-def precedence(prefix: str) -> tuple[int, int]:
-    """Sorting key of a prefix: flat keys and unknown names come between the wanted encoders and the momentum copies."""
-    for place, word in enumerate(PRIORITY):
-        if word in prefix:
-            return place if place < PRIORITY.index("encoder_k") else place + 1, len(prefix)
-    return PRIORITY.index("encoder_k"), len(prefix)
-
-
-def read(path: Path | str):
-    """The content of a checkpoint file; no code in it can run. Raises: FileNotFoundError, ValueError."""
-    remedy = "give --weights PATH, row:NAME of a finished pre-training, imagenet or none (dapg/README.md, Weights, "
-    return checkpoints.load(path, "weights", remedy + "says where public checkpoints come from)")
-
-
-def load(weights: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:
-    """The trunk that --weights names: None for "none"; "imagenet" (torchvision's V1, which it downloads and checks at
-    first use); row:NAME, the trunk that this pre-training row exported on data of the same kind; or a file."""
-    if weights == "none":
+def load(source: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:
+    """The trunk that --weights names, and the line printed that says what was taken: what common.weights.read takes,
+    or row:NAME, the trunk that this pre-training row exported on data of the same kind. None for "none"."""
+    path = row_file(source[4:], "trunk.pt", logs_dir, synthetic) if source.startswith("row:") else source
+    found = weights.read(path, backbone, REMEDY, rename=of_two_streams)
+    if found is None:
         return None
-    trunk = resnet(backbone)
-    if weights == "imagenet":
-        choice = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
-        try:
-            return find_trunk(choice.get_state_dict(progress=False, check_hash=True), trunk, choice.url)
-        except OSError as error:
-            raise OSError(
-                f"ImageNet weights could not be downloaded from {choice.url} ({error}); download the file "
-                "elsewhere and pass --weights PATH, or start from --weights none"
-            ) from error
-    path = row_file(weights[4:], "trunk.pt", logs_dir, synthetic) if weights.startswith("row:") else weights
-    return find_trunk(read(path), trunk, path)
+    own = resnet(backbone).state_dict()
+    taken, line = weights.fit(found, own, {key: key for key in own})
+    weights.tell(line)
+    return own | taken
+
+
+def of_two_streams(name: str) -> str:
+    """Names of AGW's visible stem and shared layers as in a ResNet; others as they are."""
+    name = re.sub(r"(^|\.)visible\.([01])\.", lambda found: f"{found[1]}{('conv1', 'bn1')[int(found[2])]}.", name)
+    return re.sub(r"(^|\.)layers\.([0-3])\.", lambda found: f"{found[1]}layer{int(found[2]) + 1}.", name)
 
 
 def row_file(row: str, name: str, logs_dir: str, synthetic: str | None, seed: int = 0) -> Path:

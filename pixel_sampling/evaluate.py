@@ -4,16 +4,30 @@ from common import inputs, runtime
 from common.datasets import prcc
 
 QUERIES = {"cross": prcc.CROSS, "same": prcc.SAME}
+PROTOCOLS = {"multi": 1, "single10": 10}  # draws of a gallery
 
 
-def evaluate(run, network, data, store, flip: bool) -> dict:
+def evaluate(run, network, data, store, flip: bool, protocols=tuple(PROTOCOLS)) -> dict:
     """Metrics of a network, see protocol_metrics. The feature is the mean over the image and its mirror image, cosine
     distance (paper silent, as its authors' code); the head networks use no mirror image.
     """
-    return protocol_metrics(data, inputs.extract(run, network, store, flip=flip))
+    return protocol_metrics(data, inputs.extract(run, network, store, flip=flip), protocols=protocols)
 
 
-def protocol_metrics(data, feats, queries=tuple(QUERIES)) -> dict:
+def without_gallery(data) -> list[int]:
+    """The people with a query and no gallery image: `multi` leaves their queries out, `single10` cannot be run."""
+    return sorted({s.pid for s in data.query} - {s.pid for s in data.gallery})
+
+
+def possible_protocols(run, data) -> tuple[str, ...]:
+    """Both protocols, or `multi` alone, and said, where people have no gallery image."""
+    lost = without_gallery(data)
+    if lost:
+        runtime.say(run, f"query people {lost[:5]} have no gallery image: multi without them, and no single10")
+    return ("multi",) if lost else tuple(PROTOCOLS)
+
+
+def protocol_metrics(data, feats, queries=tuple(QUERIES), protocols=tuple(PROTOCOLS)) -> dict:
     """Metrics of features (Q + G, D) in the order data.query + data.gallery, as fractions.
 
     cross.rank1, same.mAP ... belong to the protocol `multi`, cross.single10.rank1, cross.single10.mrr ... to
@@ -25,15 +39,13 @@ def protocol_metrics(data, feats, queries=tuple(QUERIES)) -> dict:
         if not chosen:
             continue
         part = feats[:q][chosen], feats[q:], [data.query[i].pid for i in chosen], gallery
-        multi, single = prcc.metrics(*part), prcc.single_shot_metrics(*part)
-        found |= {
-            f"{name}.mAP": multi.mAP,
-            f"{name}.mINP": multi.mINP,
-            **{f"{name}.rank{k}": multi.rank(k) for k in (1, 5, 10)},
-            f"{name}.single10.rank1": single.rank(1),
-            f"{name}.single10.rank10": single.rank(10),
-            f"{name}.single10.mrr": single.mrr,
-        }
+        if "multi" in protocols:
+            m = prcc.metrics(*part)
+            found |= {f"{name}.mAP": m.mAP, f"{name}.mINP": m.mINP}
+            found |= {f"{name}.rank{k}": m.rank(k) for k in (1, 5, 10)}
+        if "single10" in protocols:
+            m = prcc.single_shot_metrics(*part, trials=PROTOCOLS["single10"])
+            found |= {f"{name}.single10.rank{k}": m.rank(k) for k in (1, 10)} | {f"{name}.single10.mrr": m.mrr}
     return found
 
 
@@ -42,7 +54,8 @@ def show(run, name, metrics):
     found = {key: f"{100 * value:5.1f}" for key, value in metrics.items()}
     for query in [q for q in QUERIES if f"{q}.mAP" in metrics]:
         multi = f"rank-1 {found[f'{query}.rank1']}  mAP {found[f'{query}.mAP']}"
-        runtime.say(run, f"{name:<16} {query:<6} multi {multi}   single10 rank-1 {found[f'{query}.single10.rank1']}")
+        single = found.get(f"{query}.single10.rank1")
+        runtime.say(run, f"{name:<16} {query:<6} multi {multi}" + (f"   single10 rank-1 {single}" if single else ""))
 
 
 def keep_best(best: dict, metrics: dict, epoch: int) -> dict:

@@ -3,10 +3,9 @@
 from argparse import ArgumentParser, Namespace
 
 from common import flags
-from pixel_sampling import losses, model, sampling
-from pixel_sampling.masks import MASK_FORMATS
-
-CLASSES = {"both": (sampling.UPPER, sampling.PANTS), "upper": (sampling.UPPER,), "pants": (sampling.PANTS,)}
+from common.datasets.prcc import MASK_FORMATS
+from pixel_sampling import settings
+from pixel_sampling.settings import CLASSES
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -32,16 +31,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     data.add_argument("--height", type=int, default=256)
     data.add_argument("--width", type=int, default=128)
     method = parser.add_argument_group("method")
-    method.add_argument("--arch", choices=list(model.ARCHS), default="bot", help="network (Tables I, III, IV)")
-    method.add_argument("--backbone", choices=list(model.BACKBONES), default="resnet50")
+    method.add_argument("--arch", choices=settings.ARCHS, default="bot", help="network (Tables I, III, IV)")
+    method.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
     method.add_argument(
         "--ps-mode",
-        choices=["off", *sampling.MODES],
+        choices=["off", *settings.MODES],
         default="vector",
         help="pixel sampling, Eqs. (1)-(2): pixels, single values (the authors' code), shuffled pixels",
     )
     method.add_argument("--ps-classes", choices=list(CLASSES), default="both", help="clothes that are re-drawn")
-    method.add_argument("--consistency", choices=list(losses.CONSISTENCY), default="l2", help="form of Eq. (3)")
+    method.add_argument("--consistency", choices=settings.CONSISTENCY, default="l2", help="form of Eq. (3)")
     method.add_argument("--label-smooth", type=float, default=0.1, help="of Eq. (4); paper silent, as its baseline")
     method.add_argument(
         "--aug",
@@ -100,3 +99,6 @@ def complete(args: Namespace) -> Namespace:
     if not 0 <= args.label_smooth < 1:
         raise ValueError(f"--label-smooth {args.label_smooth} is outside [0, 1)")
     return args
+
+
+PARSERS = {"train.py": parse_args}  # of scripts in rows

@@ -1,6 +1,7 @@
-"""The objective (sec. II-B): identity, triplet and consistency losses, Eqs. (3)-(6), float32 whatever autocast says.
+"""The objective (sec. II-B): identity, triplet and consistency losses, Eqs. (3)-(6), float32 (float64 stays) whatever
+autocast says.
 
-A batch is the 2B images [X, X'] with the labels twice; B = 0 changed images for the networks without pixel sampling.
+A batch is the 2B images [X, X'] with the labels twice; without pixel sampling it is X alone.
 """
 
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.losses import batch_hard_triplet, euclidean
+from common.processes import gather_rows
+from pixel_sampling.model import wide
+from pixel_sampling.settings import CONSISTENCY
 
-CONSISTENCY = ("l2", "sq", "mse", "sigmoid", "none")
 MARGIN = 0.3  # m of Eq. (5)
 
 
@@ -18,7 +21,7 @@ def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Ten
 
     Paper silent: label smoothing, 0.9 one-hot + 0.1 / C, as in the baseline that the paper names; 0 is Eq. (4).
     """
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    return F.cross_entropy(wide(logits), labels, label_smoothing=smoothing)
 
 
 def triplet_loss(feats: Tensor, labels: Tensor) -> Tensor:
@@ -38,8 +41,7 @@ def consistency_loss(feats: Tensor, changed: Tensor, form: str = "l2") -> Tensor
     """
     if feats.shape != changed.shape or feats.ndim != 2:
         raise ValueError(f"consistency needs two equal (B, D), got {tuple(feats.shape)} and {tuple(changed.shape)}")
-    dtype = torch.promote_types(feats.dtype, torch.float32)
-    feats, changed = feats.to(dtype), changed.to(dtype)
+    feats, changed = wide(feats), wide(changed)
     if form == "l2":
         return euclidean(feats, changed).mean()
     squared = (feats - changed).square()
@@ -57,11 +59,13 @@ def total_loss(
 ) -> tuple[Tensor, dict]:
     """Eq. (6), all weights 1, of a network's Output on [X, X']; returns the loss and its detached parts.
 
-    reduction: how the network joins its branches, {"id": mean | sum, "triplet": mean | sum} (sec. 5 of the README).
+    reduction: how the network joins its branches, {"id": mean | sum, "triplet": mean | sum} (model.py). Under several
+    processes the triplets are those of the global batch.
     """
+    pool = gather_rows(labels)
     parts = {
         "id": torch.stack([identity_loss(logits, labels, smoothing) for logits in output.logits]),
-        "triplet": torch.stack([triplet_loss(metric, labels) for metric in output.metrics]),
+        "triplet": torch.stack([triplet_loss(gather_rows(metric), pool) for metric in output.metrics]),
     }
     parts = {name: getattr(values, reduction[name])() for name, values in parts.items()}
     if consistency != "none":

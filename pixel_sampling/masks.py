@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common import pixels, store
-from common.checkpoints import replace
 from common.datasets.prcc import ATR_TO_SIX, MASK_FORMATS
+from common.runfiles import replace
 
 ATR_LABELS = (
     "background",

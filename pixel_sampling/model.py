@@ -8,18 +8,19 @@ head crop below it, (B, 3, H + W, W), so that one tensor goes through data loadi
 """
 
 import copy
+import re
 from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
-from common import checkpoints
-
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-STEM = ("conv1", "bn1", "relu", "maxpool")
+from common import resnet as resnets
+from common import weights as files
+from common.flags import BACKBONES
+from common.resnet import STEM, unstride
+from pixel_sampling.settings import ARCHS
 
 
 class Output(NamedTuple):
@@ -39,8 +40,10 @@ def normal_linear(size: int, classes: int, std: float, bias: bool = False) -> nn
 
 
 def reduction(size: int, out: int = 256) -> nn.Sequential:
-    """1x1 convolution without bias, BN, ReLU."""
-    return nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+    """1x1 convolution without bias from N(0, 2 / out), as the authors start it, BN, ReLU."""
+    layers = nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out")
+    return layers
 
 
 def full_precision(x: Tensor):
@@ -48,26 +51,18 @@ def full_precision(x: Tensor):
     return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
 
 
-def trunk(resnet: nn.Module, last_stride: int = 1) -> nn.Sequential:
-    """A copy of the convolutional part of a torchvision ResNet, its key names kept; 16 x 8 maps of 256 x 128 images."""
-    parts = copy.deepcopy(
-        nn.Sequential(OrderedDict((p, getattr(resnet, p)) for p in (*STEM, "layer1", "layer2", "layer3", "layer4")))
-    )
-    if last_stride == 1:
-        unstride(parts.layer4)
-    return parts
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def unstride(layer: nn.Sequential) -> None:
-    """Set the stride of a ResNet layer to 1 (mutated)."""
-    for module in layer[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (1, 1)
+def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:
+    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide.
 
-
-def stripes(x: Tensor, number: int, pool) -> list[Tensor]:
-    """(B, D) of each of `number` stripes of the map x (B, D, H, W), top first; they overlap if H does not divide."""
-    return list(pool(x.float(), (number, 1)).squeeze(3).unbind(2))
+    Those of adaptive pooling, by torch.mean or torch.amax of slices: on a GPU it has no deterministic gradient itself.
+    """
+    x, ends = wide(x), [(i * x.shape[2] // number, -(-(i + 1) * x.shape[2] // number)) for i in range(number)]
+    return [pool(x[:, :, top:bottom], (2, 3)) for top, bottom in ends]
 
 
 class BoT(nn.Module):
@@ -78,7 +73,7 @@ class BoT(nn.Module):
     def __init__(self, resnet: nn.Module, num_classes: int):
         super().__init__()
         size = resnet.fc.in_features
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.neck = nn.BatchNorm1d(size)
         self.neck.bias.requires_grad_(False)
         self.classifier = normal_linear(size, num_classes, 0.001)
@@ -87,7 +82,7 @@ class BoT(nn.Module):
         """t and b (B, D): before and after the neck."""
         x = self.backbone(x)
         with full_precision(x):
-            t = x.float().mean((2, 3))
+            t = wide(x).mean((2, 3))
             return t, self.neck(t)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -137,20 +132,24 @@ class PCB(nn.Module):
     def __init__(self, resnet: nn.Module, num_classes: int, parts: int = 6):
         super().__init__()
         size = resnet.fc.in_features
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.dropout = nn.Dropout(0.5)
         self.reduce = reduction(size)
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.01, bias=True) for _ in range(parts))
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """The means of the stripes of the last map, (B, D, 6, 1)."""
+        return torch.stack(stripes(x, len(self.classifiers)), 2)[..., None]
+
     def scores(self, x: Tensor) -> Tensor:
         """Class scores (B, C), summed over branches, also in eval mode; for heat maps."""
-        reduced = self.reduce(F.adaptive_avg_pool2d(self.backbone(x), (len(self.classifiers), 1))).squeeze(3)
+        reduced = self.reduce(self.pooled(self.backbone(x))).squeeze(3)
         return sum(layer(part) for layer, part in zip(self.classifiers, reduced.unbind(2)))
 
     def forward(self, x: Tensor):
         x = self.backbone(x)
         with full_precision(x):
-            pooled = self.dropout(F.adaptive_avg_pool2d(x.float(), (len(self.classifiers), 1)))  # (B, D, 6, 1)
+            pooled = self.dropout(self.pooled(x))
             metric = F.normalize(pooled).transpose(1, 2).flatten(1)  # (B, 6 D), every stripe of unit length
             if not self.training:
                 return metric
@@ -209,8 +208,8 @@ class MGN(Branches):
         x = self.stem(x)
         maps = [branch(x) for branch in self.branches]
         with full_precision(x):
-            pooled = [stripes(m, 1, F.adaptive_avg_pool2d)[0] for m in maps]  # three global ones, then 2 and 3 stripes
-            pooled += stripes(maps[1], 2, F.adaptive_avg_pool2d) + stripes(maps[2], 3, F.adaptive_avg_pool2d)
+            pooled = [stripes(m, 1)[0] for m in maps]  # three global ones, then 2 and 3 stripes
+            pooled += stripes(maps[1], 2) + stripes(maps[2], 3)
             return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
@@ -225,7 +224,7 @@ class HPM(Branches):
 
     def __init__(self, resnet: nn.Module, num_classes: int):
         super().__init__()
-        self.backbone = trunk(resnet)
+        self.backbone = copy.deepcopy(resnets.trunk(resnet))
         self.reductions = nn.ModuleList(reduction(resnet.fc.in_features) for _ in range(sum(self.LEVELS)))
         self.classifiers = nn.ModuleList(normal_linear(256, num_classes, 0.001) for _ in range(sum(self.LEVELS)))
 
@@ -233,66 +232,73 @@ class HPM(Branches):
         """The fifteen 256-d features."""
         x = self.backbone(x)
         with full_precision(x):
-            pooled = [part for level in self.LEVELS for part in stripes(x, level, F.adaptive_max_pool2d)]
+            pooled = [part for level in self.LEVELS for part in stripes(x, level, torch.amax)]
             return [layer(p[:, :, None, None]).flatten(1) for layer, p in zip(self.reductions, pooled)]
 
 
-ARCHS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
+NETWORKS = {"bot": BoT, "pcb": PCB, "mgn": MGN, "hpm": HPM, "head": BoT, "head_body": HeadBody}
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
+AUTHORS = {  # names in the authors' networks -> ours
+    "bottleneck": lambda: "neck",  # BoT
+    r"conv5\.layers": lambda: "reduce",  # PCB
+    r"classifier\.(\d)": lambda part: f"classifiers.{part}",
+    r"global_(conv|bn|fc)": lambda kind: hpm_name(0, kind),  # HPM: the whole, then 2, 4 and 8 stripes
+    r"pcb([248])_(conv|batchnorm|fc)_list\.(\d)": lambda level, kind, part: hpm_name(int(level) - 1 + int(part), kind),
+    r"backone\.([01456])": lambda place: f"stem.{MGN_STEM[place]}",  # MGN; their spelling
+    r"p([123])\.0\.(\d+)": lambda branch, block: f"branches.{int(branch) - 1}.0.{int(block) + 1}",
+    r"p([123])\.1": lambda branch: f"branches.{int(branch) - 1}.1",
+    r"reduction_(\d)": lambda part: f"reductions.{part}",
+    r"fc_id_2048_(\d)": lambda part: f"classifiers.{part}",  # one global feature a branch, then 2 and 3 stripes
+    r"fc_id_256_([12])_(\d)": lambda branch, part: f"classifiers.{2 * int(branch) + 1 + int(part)}",
+}
+MGN_STEM = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3_0"}
+
+
+def hpm_name(part: int, kind: str) -> str:
+    return f"classifiers.{part}" if kind == "fc" else f"reductions.{part}.{0 if kind == 'conv' else 1}"
+
+
 def build(arch: str, num_classes: int, backbone: str = "resnet50", weights: str = "none") -> nn.Module:
-    """A network. weights: "none"; "imagenet" (torchvision's IMAGENET1K_V1, fetched and checked by torchvision at the
-    first use); or the path of a torchvision ResNet state_dict, of one of our checkpoints, or of the authors' BoT.
+    """A network. weights: what common.weights.read takes; the authors' networks as well.
 
     Raises: ValueError for unknown names and weights that do not fit, FileNotFoundError without the file.
     """
     if arch not in ARCHS or backbone not in BACKBONES:
         raise ValueError(f"no network {arch} on {backbone}: known are {', '.join(ARCHS)} on {', '.join(BACKBONES)}")
-    resnet = models.get_model(backbone, weights=None)
-    state = {}
-    if weights != "none":
-        state = imagenet_state(backbone) if weights == "imagenet" else checkpoints.weights(weights)
-    whole = any(key.partition(".")[0] not in dict(resnet.named_children()) for key in state)
-    if state and not whole:
-        fit_trunk(resnet, state, weights)
-    model = ARCHS[arch](resnet, num_classes)
-    if whole:
-        own = model.state_dict()
-        state = {
-            k: own[k] if "classifier" in k and k in own and v.shape != own[k].shape else v
-            for k, v in authors_names(state).items()
-        }
-        checkpoints.fit(model, state, weights)  # a classifier of other people starts anew
-    return model
+    network = NETWORKS[arch](resnets.build(backbone), num_classes)
+    found = read_weights(weights, backbone)
+    if found is not None:
+        load_weights(network, found)
+    return network
 
 
-def fit_trunk(resnet: nn.Module, state: dict, source: str) -> None:
-    """Load a ResNet state_dict without its classifier (mutates resnet); old files lack batch counters."""
-    own = resnet.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked") or k.startswith("fc.")}
-    checkpoints.fit(resnet, {**counters, **{k: v for k, v in state.items() if not k.startswith("fc.")}}, source)
+def read_weights(source: str, backbone: str) -> files.Found | None:
+    """The tensors of what --weights names, the authors' by our names."""
+    return files.read(source, backbone, rename=our_name)
 
 
-def authors_names(state: dict) -> dict:
-    """The authors' BoT keys (plain ResNet names, neck `bottleneck`) as ours; other state_dicts as they are."""
-    if "bottleneck.weight" not in state:
-        return state
-    rename = {"bottleneck": "neck", "classifier": "classifier"}
-    named = {}
-    for key, value in state.items():
-        first, _, rest = key.removeprefix("base.").partition(".")
-        named[f"{rename[first]}.{rest}" if first in rename else f"backbone.{first}.{rest}"] = value
-    return named
+def load_weights(network: nn.Module, found: files.Found) -> bool:
+    """Load all of a file of the same network, or the trunk of any other, and print which; whether it was all."""
+    own = network.state_dict()
+    trunk = {key: name for key in own if (name := resnet_name(key)) is not None}
+    taken, line = files.fit(found, own, trunk)
+    network.load_state_dict(taken, strict=False)
+    files.tell(line)
+    return all(key in taken or key.endswith("num_batches_tracked") for key in own)
 
 
-def imagenet_state(name: str) -> dict:
-    """torchvision's IMAGENET1K_V1 state_dict of a ResNet, from its cache or its server."""
-    entry = models.get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(
-            f"cannot fetch torchvision's ImageNet weights of {name} ({error}); download {entry.url} elsewhere "
-            f"and pass --weights PATH, or train from random weights with --weights none"
-        ) from error
+def resnet_name(key: str) -> str | None:
+    """The name in a ResNet of a tensor of a network's trunk; None for a tensor of its heads."""
+    key = re.sub(r"^branches\.\d\.0\.", "stem.layer3.", key)
+    key = re.sub(r"^branches\.\d\.1\.", "stem.layer4.", key).replace("stem.layer3_0.", "stem.layer3.0.")
+    found = re.search(r"^(body\.|head\.)?(backbone|stem)\.(.*)", key)
+    return found and found[3]
+
+
+def our_name(name: str) -> str:
+    """The authors' name of a tensor of BoT, PCB, MGN or HPM as ours; other names, and a trunk's, as they are."""
+    for pattern, ours in AUTHORS.items():
+        name = re.sub(rf"(^|\.){pattern}\.", lambda found: f"{found[1]}{ours(*found.groups()[1:])}.", name)
+    return name

@@ -10,8 +10,8 @@ exactly once, so the operation permutes pixels within the batch. There is no loo
 import torch
 from torch import Tensor
 
-UPPER, PANTS = 2, 3
-MODES = ("vector", "flat", "random")
+from pixel_sampling.settings import MODES, PANTS, UPPER
+
 FORMS = ("fixed", "boolean")
 
 
@@ -83,8 +83,8 @@ def boolean_source(mask: Tensor, order: Tensor, keys: Tensor | None, source: Ten
 def fixed_source(mask: Tensor, order: Tensor, keys: Tensor | None, source: Tensor | None) -> Tensor:
     """The same as boolean_source with shapes that do not depend on the mask, hence without waiting for the device.
 
-    The shuffled batch is split stably into class pixels, then the rest, by their running counts; the k-th class pixel
-    of the batch looks up the k-th entry.
+    The shuffled batch is split stably into class pixels, the bank, then the rest, by their running counts; the k-th
+    class pixel of the batch looks up the k-th entry.
     """
     length, own = mask.shape[1], torch.arange(mask.numel(), device=mask.device)
     shuffled = mask[order].view(-1)
@@ -92,10 +92,10 @@ def fixed_source(mask: Tensor, order: Tensor, keys: Tensor | None, source: Tenso
     if keys is None:
         rank = shuffled.cumsum(0)
         place = torch.where(shuffled, rank - 1, rank[-1] + own - rank)  # a permutation of all places
-        bank = torch.empty_like(own).scatter_(0, place, position)
+        bank = torch.empty_like(own).scatter_(0, place, position)  # Eq. (1), then the other pixels
     else:
         bank = position[torch.where(shuffled, keys[order].view(-1), 2.0).argsort(stable=True)]
-    flat = mask.view(-1)
+    flat = mask.view(-1)  # slots, Eq. (2)
     chosen = bank[(flat.cumsum(0) - 1).clamp_min(0)]
     return torch.where(flat, chosen, own if source is None else source)
 

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 from torch.nn.functional import normalize
 
 from common import checkpoints, inputs, own_images, runtime
-from common.checkpoints import replace
+from common.runfiles import replace
 from pixel_sampling import model
-from pixel_sampling.evaluate import QUERIES, protocol_metrics
+from pixel_sampling.evaluate import PROTOCOLS, QUERIES, protocol_metrics, without_gallery
 from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.head import HeadStore
 from pixel_sampling.masks import MASK_FORMATS, open_masks
+from pixel_sampling.settings import ARCHS
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP", "mINP", "mrr")
 PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network without pixel sampling
@@ -46,10 +47,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument(
         "--arch",
-        choices=list(model.ARCHS),
+        choices=ARCHS,
         help="the file holds bare weights of this network on ResNet-50, not a checkpoint of ours",
     )
-    parser.add_argument("--protocol", choices=["multi", "single10", "both"], default="both")
+    parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], default="both")
     parser.add_argument(
         "--query", default="both", help="cross: camera C, other clothes; same: camera B; with --gallery a folder"
     )
@@ -74,12 +75,13 @@ def load_network(path: str, arch: str | None = None) -> tuple:
     if file.is_dir():
         file = checkpoints.newest(file) or file / "checkpoint_*.pt"
     if arch is not None:
-        weights = model.authors_names(checkpoints.weights(file))
-        return (
-            model.build(arch, classes(weights, file), "resnet50", str(file)).eval(),
-            vars(train_flags(["--arch", arch, *PLAIN])),
-            file,
-        )
+        found = model.read_weights(file, "resnet50")
+        network = model.build(arch, classes(found.tensors, file), "resnet50")
+        if not model.load_weights(network, found):
+            raise ValueError(
+                f"{file} holds a trunk without the rest of --arch {arch}; give the weights of that network"
+            )
+        return network.eval(), vars(train_flags(["--arch", arch, *PLAIN])), file
     state = checkpoints.read(file)
     trained = state["args"]
     if "ps_mode" not in trained:
@@ -126,7 +128,7 @@ def open_test(args, trained: dict):
     return run, data, store
 
 
-def table(metrics: dict, name: str, data: str, protocols: list[str]) -> list[dict]:
+def table(metrics: dict, name: str, data: str, protocols: tuple[str, ...]) -> list[dict]:
     """One line for each query set and protocol; a mean reciprocal rank never stands in the column of mAP."""
     lines = []
     for query in QUERIES:
@@ -154,15 +156,13 @@ def main(args):
     if own_images.wanted(args):
         return run_own_images(args, network, trained, file)
     run, data, store = open_test(args, trained)
+    protocols = tuple(PROTOCOLS) if args.protocol == "both" else (args.protocol,)
+    if "single10" in protocols and (lost := without_gallery(data)):
+        raise ValueError(f"single10 draws a gallery image a person, and {lost[:5]} have none: use --protocol multi")
     network = network.to(run.device)
     feats = inputs.extract(run, network, store, batch_size=args.batch_size, flip=not trained["arch"].startswith("head"))
-    metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,))
-    lines = table(
-        metrics,
-        file.name,
-        inputs.data_name(data),
-        ["multi", "single10"] if args.protocol == "both" else [args.protocol],
-    )
+    metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,), protocols)
+    lines = table(metrics, file.name, inputs.data_name(data), protocols)
     if args.export_features and run.main:
         own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
     for line in lines:

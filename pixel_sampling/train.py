@@ -8,23 +8,28 @@
 What to expect, and what our runs gave: pixel_sampling/README.md.
 """
 
+import dataclasses
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-import torch
-from tqdm import tqdm
-
-from common import datasets, images, inputs, processes, runtime, samplers, transforms
-from pixel_sampling import losses, model, sampling
-from pixel_sampling.evaluate import evaluate, keep_best, show
+from common import flags
 from pixel_sampling.flags import CLASSES, parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
+import torch
+
+from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common.epoch import Epoch
+from pixel_sampling import losses, model, sampling
+from pixel_sampling.evaluate import PROTOCOLS, evaluate, keep_best, possible_protocols, show
 from pixel_sampling.head import HeadStore, network_input
 from pixel_sampling.masks import open_masks
 
-WARM_UP, DROP = 10, 40  # epochs, of sec. 4.4 of the authors' settings
+WARM_UP, DROP = 10, 40  # epochs of 60
 
 
 def needs_masks(args) -> bool:
@@ -32,14 +37,15 @@ def needs_masks(args) -> bool:
 
 
 def build(args, run, num_classes):
-    """Network on the device, SGD over everything that is trained, and the schedule of the epochs."""
+    """Network on the device, with BatchNorm over the global batch; SGD over everything that is trained; the schedule
+    of the epochs. Raises: ValueError for processes that do not divide the identities of a batch."""
     if (args.batch_size // args.num_instances) % run.world_size:
         raise ValueError(
             f"{run.world_size} processes must divide the {args.batch_size // args.num_instances} identities of a batch"
         )
     with processes.rank_zero_first(run):
         network = model.build(args.arch, num_classes, args.backbone, args.weights)
-    network = network.to(run.device, memory_format=torch.channels_last)
+    network = batchnorm.over_groups(network, run.world_size).to(run.device, memory_format=torch.channels_last)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         trained, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=run.device.type == "cuda"
@@ -74,89 +80,88 @@ def augmentation(args) -> transforms.Augment:
 
 def stream(run, args, store, masks, labels, index_batches, augment, generator):
     """Augmented images (B, 3, H, W), parts (B, H, W) or None, and labels (B,), batch after batch on the device."""
-    labels = labels.to(run.device)
     for pixels, indices in images.batches(store, index_batches, run.device, workers=args.workers):
-        parts = masks.gather(indices).to(run.device, non_blocking=True) if masks is not None else None
+        parts = sent(run, masks.gather(indices)) if masks is not None else None
         if parts is None or args.mask_align == "none":
             x = augment(pixels, generator)
         else:
             x, parts = augment(pixels, generator, parts)  # the same flip and crop
-        yield x, parts if parts is None else parts[:, 0], labels[indices.to(run.device)]
+        yield x, parts if parts is None else parts[:, 0], sent(run, labels[indices])
 
 
-def doubled(args, x, parts, labels, draws):
-    """The training batch [X, X'] with its labels (sec. II-A), or without pixel sampling what the network takes."""
+def sent(run, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the run's device, by a copy for which the host does not wait."""
+    if run.device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(run.device, non_blocking=True)
+
+
+def shuffles(run, epoch: int) -> torch.Generator:
+    """The generator of an epoch's image shuffles, on the CPU and the same on every rank."""
+    first = dataclasses.replace(run, rank=0)
+    return torch.Generator().manual_seed(runtime.generator(first, epoch, 1).initial_seed())
+
+
+def doubled(run, args, x, parts, labels, draws):
+    """The training batch [X, X'] with its labels (sec. II-A), or without pixel sampling what the network takes.
+
+    The bank of Eq. (1) holds the pixels of the mini-batch, so under several processes those of all their images.
+    """
     if args.ps_mode == "off":
         return network_input(args.arch, x, parts), labels
-    changed = sampling.sample_pixels(x, parts, draws, CLASSES[args.ps_classes], args.ps_mode)
-    return torch.cat([x, changed]), labels.repeat(2)
+    batch = processes.gather(run, x), processes.gather(run, parts)
+    changed = sampling.sample_pixels(*batch, draws, CLASSES[args.ps_classes], args.ps_mode)
+    return torch.cat([x, changed[run.rank * len(x) :][: len(x)]]), labels.repeat(2)
 
 
 def train_one_epoch(run, args, network, optimizer, grad_scaler, batches, steps, epoch) -> dict:
     """One pass; one forward pass of [X, X'] a step, so that both share batch statistics. Returns mean loss parts."""
     network.train()
-    draws = torch.Generator().manual_seed(runtime.generator(run, epoch, 1).initial_seed())  # image shuffles, on the CPU
-    totals, seen, began = {}, 0, time.time()
-    reduction = runtime.bare(network).reduction
-    for i, (x, parts, labels) in enumerate(
-        tqdm(batches, total=steps, desc=f"epoch {epoch + 1}", leave=False, disable=None if run.main else True)
-    ):
-        x, labels = doubled(args, x, parts, labels, draws)
+    draws, reduction = shuffles(run, epoch), runtime.bare(network).reduction
+    epoch = Epoch(run, epoch, batches, steps)
+    for x, parts, labels in epoch:
+        x, labels = doubled(run, args, x, parts, labels, draws)
         with run.autocast():
             output = network(x.contiguous(memory_format=torch.channels_last))
         loss, terms = losses.total_loss(output, labels, reduction, args.consistency, args.label_smooth)
-        runtime.step(run, loss, [optimizer], grad_scaler, f"epoch {epoch + 1}, step {i + 1}")
-        for name, value in {"loss": loss.detach(), **terms}.items():
-            totals[name] = totals.get(name, 0) + value
-        seen += len(x) * run.world_size
-    processes.sync_buffers(run, runtime.bare(network))
-    means = {name: value.item() / (i + 1) for name, value in totals.items()}
-    runtime.say(
-        run,
-        f"epoch {epoch + 1}: "
-        + ", ".join(f"{k} {v:.3f}" for k, v in means.items())
-        + f"; {seen / (time.time() - began):.0f} images/s",
-    )
-    return means
+        runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
+        epoch.add(len(x), loss=loss, **terms)
+    return epoch.means(network)
 
 
-def open_data(run, args, device_cache: str):
-    """The data set with its training and test stores and, where needed, masks; see README, Masks."""
-    masks = needs_masks(args)
-    data = inputs.dataset(run, args.dataset, **({"mask_format": args.mask_format} if masks else {}))
+def open_data(run, args):
+    """The data set; its training images, their masks or None; and what the test gathers from (README, Masks)."""
+    size = args.height, args.width
+    data = inputs.dataset(run, args.dataset, **({"mask_format": args.mask_format} if needs_masks(args) else {}))
     runtime.open_log(run, inputs.data_name(data))
-    stores, size = {}, (args.height, args.width)
-    for name, samples, wanted in (
-        ("train", data.train, masks),
-        ("test", data.query + data.gallery, args.arch.startswith("head")),
-    ):
-        title = f"{data.name} {name}"
-        stores[name] = inputs.open_images(run, samples, *size, name=title, interpolation="bilinear"), None
-        if wanted:
-            with processes.rank_zero_first(run):
-                maps = open_masks(
-                    samples,
-                    *size,
-                    args.mask_format,
-                    cache=device_cache,
-                    cache_dir=args.cache_dir,
-                    device=run.device,
-                    workers=args.workers,
-                    name=f"{title} masks",
-                )
-            runtime.say(run, maps.statistics())
-            stores[name] = stores[name][0], maps
-    test = stores["test"]
-    return data, *stores["train"], HeadStore(args.arch, *test) if args.arch.startswith("head") else test[0]
+    store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
+    masks = masks_of(run, args, data.train, f"{data.name} train masks") if needs_masks(args) else None
+    test = data.query + data.gallery
+    test_store = inputs.open_images(run, test, *size, name=f"{data.name} test", interpolation="bilinear")
+    if args.arch.startswith("head"):
+        test_store = HeadStore(args.arch, test_store, masks_of(run, args, test, f"{data.name} test masks"))
+    return data, store, masks, test_store
+
+
+def masks_of(run, args, samples, name: str):
+    """The masks of the samples, decoded once, and a line that says what they hold."""
+    where = {"cache": args.cache, "cache_dir": args.cache_dir, "device": run.device, "workers": args.workers}
+    with processes.rank_zero_first(run):
+        masks = open_masks(samples, args.height, args.width, args.mask_format, name=name, **where)
+    runtime.say(run, masks.statistics())
+    return masks
 
 
 def main(args):
     run = runtime.start(args, "pixel_sampling")
-    data, store, masks, test_store = open_data(run, args, args.cache)
+    data, store, masks, test_store = open_data(run, args)
+    protocols = possible_protocols(run, data)
     labels, ids = torch.from_numpy(datasets.labels(data.train)), args.batch_size // args.num_instances
     network, optimizer, scheduler = build(args, run, int(labels.max()) + 1)
     runtime.say(
-        run, f"{ids // run.world_size} identities x {args.num_instances} images a process; pixel banks are per process"
+        run,
+        f"{ids // run.world_size} identities x {args.num_instances} images a process; pixel banks, batch statistics "
+        "and triplets are those of the whole batch",
     )
     grad_scaler, augment, flip = runtime.scaler(run), augmentation(args), not args.arch.startswith("head")
     for epoch in range(runtime.resume(run, network, optimizer, scheduler, grad_scaler), args.epochs):
@@ -175,7 +180,7 @@ def main(args):
         scheduler.step()
         period = 1 if args.selection == "test-best" else args.eval_period
         if (epoch + 1) % period == 0 or epoch + 1 == args.epochs:
-            metrics = evaluate(run, network, data, test_store, flip)
+            metrics = evaluate(run, network, data, test_store, flip, protocols)
             stats.update(metrics)
             run.extra["last"], run.extra["best"] = metrics, keep_best(run.extra.get("best", {}), metrics, epoch + 1)
             show(run, f"after epoch {epoch + 1}", metrics)
@@ -186,7 +191,7 @@ def main(args):
     protocol = {
         "dataset": inputs.data_name(data),
         "ap_rule": "mean of precision at the hits",
-        "gallery_draws": {"multi": 1, "single10": 10},
+        "gallery_draws": {protocol: PROTOCOLS[protocol] for protocol in protocols},
         "re_ranking": False,
     }
     path = runtime.record(
@@ -201,5 +206,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

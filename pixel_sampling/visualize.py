@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from common import datasets, distances, images, inputs, runtime, transforms, visualize
-from common.checkpoints import replace
+from common.runfiles import replace
 from pixel_sampling import model, sampling
 from pixel_sampling.evaluate import QUERIES
 from pixel_sampling.flags import parse_args as train_flags

@@ -10,33 +10,20 @@ A checkpoint of prsnet/pretrain.py or prsnet/train.py keeps its kind; only the e
 import statistics
 import sys
 import time
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from prsnet.flags import deploy_args
+
+if __name__ == "__main__":
+    arguments = deploy_args()  # torch is loaded below
 
 import torch
 
 from common import checkpoints, runtime
 from prsnet.model import SIZES, Encoder, fold
 from prsnet.test import load_network
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="prsnet/deploy.py", description="Fold the training branches, sec. III-B.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "--checkpoint", help="checkpoint of --block rep, a file or a log folder (default: random weights)"
-    )
-    parser.add_argument("--out", help="file for the folded checkpoint")
-    parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
-    parser.add_argument("--height", type=int, default=256, help="pixels")
-    parser.add_argument("--width", type=int, default=128, help="pixels")
-    parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
-    parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "prsnet", argv, files=("checkpoint",))
 
 
 def random_encoder(size: str, seed: int = 0) -> Encoder:
@@ -115,5 +102,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

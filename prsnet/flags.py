@@ -7,9 +7,9 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common import records, runtime
-from prsnet import losses, masking, protocols
-from prsnet.model import BLOCKS, SIZES
+from common import flags, records
+from prsnet import settings
+from prsnet.settings import BLOCKS, SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {  # rare switches of the decision table in README.md; the paper's preset comes first
@@ -62,10 +62,10 @@ def shared(parser: ArgumentParser, script: str) -> None:
     )
     add("--bottleneck", type=int, help="length of the feature (default: 2048)")
     add("--mask-block", type=int, nargs=2, default=[16, 8], metavar=("H", "W"), help="pixels of a block, sec. III-A")
-    add("--mask-ratio", type=float, default=masking.RATIO, help="hidden share of the blocks, sec. III-A")
+    add("--mask-ratio", type=float, default=settings.RATIO, help="hidden share of the blocks, sec. III-A")
     add("--height", type=int, default=256, help="pixels")
     add("--width", type=int, default=128, help="pixels")
-    runtime.add_run_flags(parser)
+    flags.add_run_flags(parser)
     text = {
         "pretrain.py": "none: pre-training starts from random weights",
         "train.py": "a file, none, or a row of pre-training, whose best.pt is in --logs-dir (default: the model's row)",
@@ -103,7 +103,7 @@ def pretrain_args(argv: list[str] | None = None) -> Namespace:
     add("--weight-decay", type=float, default=0.05, help="AdamW, on matrices only")
     add("--clip", type=float, default=0.0, help="largest norm of the gradient (0: no limit)")
     add("--save-every", type=int, default=10, help="epochs between checkpoints")
-    return runtime.parse(parser, "prsnet", argv, lambda args: complete(args, "pretrain.py"))
+    return flags.parse(parser, "prsnet", argv, lambda args: complete(args, "pretrain.py"))
 
 
 def train_args(argv: list[str] | None = None) -> Namespace:
@@ -118,16 +118,16 @@ def train_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("fine-tuning").add_argument
     add(
         "--centroid",
-        choices=list(losses.FORMS),
+        choices=list(settings.FORMS),
         help="mctl Eq. (4) (default), ctl Eq. (3); -literal as printed, -authors as the authors' code; or none",
     )
     add(
         "--dist",
-        choices=list(losses.DISTANCES),
+        choices=list(settings.DISTANCES),
         default="l2",
         help="distance in Eqs. (2)-(4): Euclidean, or squared as printed",
     )
-    add("--margin", type=float, default=losses.MARGIN, help="alpha and alpha_c of Eqs. (2)-(4); paper silent")
+    add("--margin", type=float, default=settings.MARGIN, help="alpha and alpha_c of Eqs. (2)-(4); paper silent")
     add(
         "--loss-weights",
         type=float,
@@ -155,8 +155,8 @@ def train_args(argv: list[str] | None = None) -> Namespace:
     add(
         "--protocol",
         nargs="+",
-        choices=list(protocols.PROTOCOLS),
-        default=list(protocols.PROTOCOLS),
+        choices=list(settings.PROTOCOLS),
+        default=list(settings.PROTOCOLS),
         help="how to measure",
     )
     add(
@@ -165,7 +165,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         default="drop",
         help="people without a query in the centroid protocols",
     )
-    return runtime.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
+    return flags.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
 
 
 def complete(args: Namespace, script: str) -> Namespace:
@@ -175,8 +175,8 @@ def complete(args: Namespace, script: str) -> Namespace:
             setattr(args, name, value)
     if args.bottleneck is None:
         args.bottleneck = SIZES[args.size].bottleneck
-    grid = masking.grid_of(args.height, args.width, tuple(args.mask_block))
-    masking.num_masked(grid, args.mask_ratio)
+    grid = settings.grid_of(args.height, args.width, tuple(args.mask_block))
+    settings.num_masked(grid, args.mask_ratio)
     if args.model == "prsnet" and (args.height % 32 or args.width % 32):
         raise ValueError(
             f"images of {args.height} x {args.width}: the network halves them five times; use multiples of 32"
@@ -230,7 +230,7 @@ def complete_train(args: Namespace) -> Namespace:
 
 def variants(args: Namespace) -> dict:
     """--variant as a dictionary with defaults; raises ValueError for unknown keys and values."""
-    return runtime.variants(args.variant, VARIANTS)
+    return flags.variants(args.variant, VARIANTS)
 
 
 def weights_file(args: Namespace, data_name: str) -> Path | None:
@@ -243,7 +243,7 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
         return None
     rows = {name for name, row in records.load_rows(ROOT / "prsnet").items() if row.get("script") == "pretrain.py"}
     if args.weights not in rows:
-        if not Path(args.weights).is_file():
+        if not Path(args.weights).expanduser().exists():
             raise FileNotFoundError(
                 f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})"
             )
@@ -271,3 +271,28 @@ def fine_tuning(args: Namespace, best: Path) -> str:
         if (value := getattr(args, name)) != usual[name]:
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def deploy_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of prsnet/deploy.py."""
+    parser = ArgumentParser(
+        prog="prsnet/deploy.py", description="Fold the training branches, sec. III-B.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint", help="checkpoint of --block rep, a file or a log folder (default: random weights)"
+    )
+    parser.add_argument("--out", help="file for the folded checkpoint")
+    parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
+    parser.add_argument("--height", type=int, default=256, help="pixels")
+    parser.add_argument("--width", type=int, default=128, help="pixels")
+    parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
+    parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "prsnet", argv, files=("checkpoint",))
+
+
+PARSERS = {
+    "train.py": train_args,
+    "pretrain.py": pretrain_args,
+    "deploy.py": deploy_args,
+}  # of the scripts that rows run

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MARGIN = 0.5  # Paper silent: alpha and alpha_c
-FORMS = ("mctl", "mctl-literal", "mctl-authors", "ctl", "ctl-literal", "ctl-authors", "none")
-DISTANCES = ("l2", "sq")
+from prsnet.settings import DISTANCES, FORMS, MARGIN
 
 
 def pair_distance(x: Tensor, y: Tensor, dist: str = "l2") -> Tensor:

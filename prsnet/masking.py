@@ -7,34 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RATIO = 0.75  # sec. III-A
-
-
-def grid_of(height: int, width: int, block: tuple[int, int]) -> tuple[int, int]:
-    """Blocks (gh, gw) of an image. Raises: ValueError, with the sizes that would fit, if the block does not divide it.
-
-    Paper error: it asks for p_w / p_h >= 2 although p_w is the width; upright blocks of 16 x 8 (height x width) satisfy
-    p_h / p_w >= 2 and cut 256 x 128 into 16 x 16, which is what the authors' code has.
-    """
-    for name, size, part in (("height", height, block[0]), ("width", width, block[1])):
-        if part < 1 or size % part:
-            fits = ", ".join(str(n) for n in range(2, size // 2 + 1) if size % n == 0)
-            raise ValueError(
-                f"--mask-block {block[0]} {block[1]} does not divide an image of {height} x {width}: its "
-                f"{name} {part} must be one of {fits}"
-            )
-    return height // block[0], width // block[1]
-
-
-def num_masked(grid: tuple[int, int], ratio: float) -> int:
-    """Hidden blocks of an image. Raises: ValueError if that would be none or all of them."""
-    blocks = grid[0] * grid[1]
-    count = int(ratio * blocks)
-    if not 0 < count < blocks:
-        raise ValueError(
-            f"--mask-ratio {ratio} hides {count} of {blocks} blocks; it must hide at least one and not all"
-        )
-    return count
+from prsnet.settings import RATIO, grid_of, num_masked  # noqa: F401 re-exported
 
 
 def draw(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -6,32 +6,13 @@ to the image. Images are ImageNet-normalised (B, 3, H, W), H and W multiples of 
 
 import contextlib
 import copy
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prsnet import masking
-
-BLOCKS = ("rep", "plain", "v2")
-
-
-class Size(NamedTuple):
-    """Widths and depths of both networks under one name."""
-
-    dims: tuple[int, ...]  # channels of the encoder's stages
-    depths: tuple[int, ...]  # N1 ... N4
-    bottleneck: int  # length of the vector between encoder and decoder
-    vit: tuple[int, int, int]  # MAE encoder: width, depth, heads
-    vit_decoder: tuple[int, int, int]
-
-
-SIZES = {
-    "full": Size((96, 192, 384, 768), (3, 3, 9, 3), 2048, (768, 12, 12), (512, 8, 16)),  # the paper; ViT-B
-    "small": Size((32, 64, 128, 256), (2, 2, 4, 2), 512, (192, 6, 3), (128, 4, 4)),  # one CPU
-    "tiny": Size((8, 16, 24, 32), (1, 1, 2, 1), 64, (32, 2, 2), (16, 1, 2)),  # tests
-}
+from prsnet.settings import BLOCKS, SIZES, Size  # noqa: F401 re-exported
 
 
 # --------------------------------------------------------------------------------------------------------------- layers

@@ -31,6 +31,7 @@ from common.datasets import luperson
 from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
 from common.datasets.person_crops import PUBLISHED, TREES
+from common.flags import SYNTHETIC
 from common.inputs import data_name
 from prsnet import annotations, keypoints
 from prsnet.annotations import Person
@@ -58,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mix-include-test", action="store_true", help="their query and gallery images too: leaks the test set"
     )
-    parser.add_argument("--synthetic", choices=["small", "full"], help="draw street scenes with people and cut those")
+    parser.add_argument("--synthetic", choices=SYNTHETIC, help="draw street scenes with people and cut those")
     parser.add_argument("--data-dir", default="data", help="where ReID data sets are and rendered ones are written")
     parser.add_argument("--out", help=f"folder that gets {TREES[0]} (default: --data-dir)")
     parser.add_argument(

@@ -17,12 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from prsnet.flags import fine_tuning, pretrain_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(pretrain_args)  # torch is loaded below
+
 import torch
 
 from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
 from common.epoch import Epoch
 from prsnet import masking, protocols, sampling
-from prsnet.flags import fine_tuning, pretrain_args
 from prsnet.mae import MAE
 from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
@@ -190,5 +195,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 
 from common import checkpoints, evaluation
 from common.evaluation import RankMetrics
+from prsnet.settings import PROTOCOLS
 
 TEST_IMAGES = "TEST_IMAGES_OF"  # file among the crops of a pre-training: the data sets whose test images are there
-PROTOCOLS = ("image", "centroid", "centroid-legacy")
 
 
 class Centroids(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common import checkpoints
+from common import weights
 from prsnet.mae import MAEFeature, ViTEncoder
 from prsnet.model import Encoder, Size, frozen_statistics, in_fp32
 
@@ -66,42 +66,29 @@ def build_encoder(
 
 
 def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: bool = False) -> str:
-    """Load the encoder of a pre-training checkpoint; returns one sentence that says what was loaded (mutates encoder).
+    """Load the encoder of a pre-training, or of another fine-tuning; returns the line that says what was loaded
+    (mutates encoder).
 
-    Args: flags: those of this run that must agree with the pre-training's; drop_norms: as the authors' code, whose
-    loader skips every key with "norm" in it.
+    Args: path: what common.weights.read takes; of a log folder with a best.pt that file. flags: those of this run that
+    must agree with the file's, where it holds some; drop_norms: as the authors' code, whose loader skips every key with
+    "norm" in it.
     Raises: ValueError for a checkpoint of another network, naming the flags that differ and the remedy.
     """
-    state = checkpoints.read(path)
-    stored = state["args"]
-    if "mask_loss" not in stored:
-        raise ValueError(
-            f"{path} is no pre-training checkpoint of prsnet; give --weights best.pt of prsnet/pretrain.py, or none"
-        )
-    check_same(path, stored, flags)
-    weights = {
-        k.removeprefix("encoder."): v
-        for k, v in checkpoints.strip_prefixes(state["state_dict"]).items()
-        if k.startswith("encoder.")
-    }
+    best = Path(path).expanduser() / "best.pt"
+    remedy = "give --weights best.pt of prsnet/pretrain.py with the same flags, or none"
+    found = weights.read(best if best.is_file() else path, "prsnet encoder", remedy)
+    if "mask_block" in found.args:
+        check_same(found.source, found.args, flags)
     target = encoder.encoder if isinstance(encoder, MAEFeature) else encoder
-    fresh = []
-    if (
-        isinstance(encoder, Encoder) and "proj.weight" not in weights
-    ):  # pre-trained with GAP -> LN: the projection is new
-        weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
-        weights["proj.weight"] = target.proj.weight.detach().clone()
-        fresh.append("proj.weight")
+    own = target.state_dict()
+    if not any(name.endswith("proj.weight") for name in found.tensors):  # pre-trained with GAP -> LN: it starts anew
+        own.pop("proj.weight", None)
+    taken, line = weights.fit(found, own, {key: key for key in own})
     if drop_norms:
-        own = target.state_dict()
-        fresh += [k for k in weights if "norm" in k]
-        weights = {k: own[k] if "norm" in k else v for k, v in weights.items()}
-    checkpoints.fit(target, weights, path)
-    left = sum(not k.startswith("encoder.") for k in checkpoints.strip_prefixes(state["state_dict"]))
-    return (
-        f"weights: {len(weights) - len(fresh)} tensors from {path} (epoch {state['epoch']}), {len(fresh)} start fresh, "
-        f"{left} of the decoder left out"
-    )
+        line += f"; dropped: {weights.compact([key for key in taken if 'norm' in key], own)}"
+        taken = {key: value for key, value in taken.items() if "norm" not in key}
+    target.load_state_dict(taken, strict=False)
+    return line
 
 
 def check_same(path: Path, stored: dict, flags: dict) -> None:

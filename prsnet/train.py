@@ -15,13 +15,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from prsnet.flags import train_args, variants, weights_file
+
+if __name__ == "__main__":
+    arguments = flags.answer(train_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
 from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from prsnet import losses, masking, protocols, sampling
-from prsnet.flags import train_args, variants, weights_file
 from prsnet.model import SIZES
 from prsnet.reid import Output, ReID, build_encoder, load_pretrained
 
@@ -186,5 +191,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

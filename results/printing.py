@@ -17,8 +17,9 @@ def numbered(table: Table) -> list[tuple[int, Line]]:
 def number_text(cell: Cell | None, column: Column) -> str:
     if cell is None:
         return DASH
-    value = f"{cell.value * column.scale:.{column.digits}f}"
-    return value if cell.std is None else f"{value} ± {cell.std * column.scale:.{column.digits}f}"
+    digits = max(column.digits, cell.digits)
+    value = f"{cell.value * column.scale:.{digits}f}"
+    return value if cell.std is None else f"{value} ± {cell.std * column.scale:.{digits}f}"
 
 
 def difference_text(paper: Cell | None, ours: Cell | None, column: Column) -> str:

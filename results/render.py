@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import commandline
-from common.checkpoints import replace
+from common.runfiles import replace
 from results import curves, page, schema, tables
 from results.printing import (
     DASH,

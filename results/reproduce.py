@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 import yaml
 
-from common import checkpoints, commandline, datasets
+from common import commandline, datasets, flags, runfiles
 from results import schema, tables
 from results.schema import Refused
 
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", type=Path, help="folder that holds the data sets (default: data of the repository)"
     )
-    parser.add_argument("--synthetic", choices=["small", "full"], help="run on synthetic people instead of real data")
+    parser.add_argument("--synthetic", choices=flags.SYNTHETIC, help="run on synthetic people instead of real data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of torchrun; 1 runs plain python")
     parser.add_argument("--logs-dir", type=Path, help="checkpoints and logs (default: logs of the repository)")
@@ -221,8 +221,8 @@ def _planned(root: Path, spec: dict, args: argparse.Namespace, project: str, row
         text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
         job.remark = f"{path} has other flags: {text}"
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
-    begun = [checkpoints.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]
-    epochs = [checkpoints.epoch_of(path) for path in begun if path is not None]
+    begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]
+    epochs = [runfiles.epoch_of(path) for path in begun if path is not None]
     if max(epochs, default=0) and not job.remark:
         job.status, job.remark = "continue", f"after epoch {max(epochs)}"
     return job

@@ -211,14 +211,20 @@ def row_args(root: Path, project: str, script: str, argv: tuple[str, ...]) -> Na
     path = root / project / script
     if not path.is_file():
         raise Refused(f"{path} does not exist, but {project}/experiments.yaml runs it")
-    module = load_script(path)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return module.parse_args(list(argv))
+            return parser_of(root / project, script)(list(argv))
     except SystemExit as error:
         message = said.getvalue().strip().splitlines() or ["no message"]
         raise Refused(f"{project}/{script} refuses {' '.join(argv)}: {message[-1]}") from error
+
+
+def parser_of(project: Path, script: str):
+    """The function that reads the flags of a project's script: in its flags.py, which knows no torch, or in itself."""
+    flags_py = project / "flags.py"
+    parsers = getattr(load_script(flags_py), "PARSERS", {}) if flags_py.is_file() else {}
+    return parsers.get(script) or load_script(project / script).parse_args
 
 
 @cache

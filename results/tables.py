@@ -20,9 +20,11 @@ retrieval metrics are fractions.
 `rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
 "cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}, with
 optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere
-else.
+else. Where a column says no digits, cited and the paper's numbers are shown with the decimals that stand in the file,
+at least the usual ones: 0.5400 is the 54.00 that the paper prints.
 """
 
+import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -56,6 +58,7 @@ class Column:
     scale: float
     digits: int
     optional: bool = False  # rows without it are no mistake
+    fixed: bool = False  # no number has more decimals
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,31 @@ class Cell:
     best_on_test: bool = False
     files: tuple[Path, ...] = ()
     flags: str = ""  # method flags that differ from the row's: synthetic runs only
+    digits: int = 0  # decimals that are shown at least, whatever the column's
+
+
+class Printed(float):
+    """A number of a YAML file that knows its decimals: 4 for 0.5400, -4 for 88.00e+6."""
+
+    decimals: int
+
+
+class PrintedLoader(yaml.SafeLoader):
+    """Reads every float of a file as Printed."""
+
+    def printed(self, node):
+        value = Printed(self.construct_yaml_float(node))
+        mantissa, _, exponent = node.value.lower().partition("e")
+        value.decimals = len(mantissa.partition(".")[2]) - int(exponent or 0)
+        return value
+
+
+PrintedLoader.add_constructor("tag:yaml.org,2002:float", PrintedLoader.printed)
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file, {} without one, its floats Printed."""
+    return yaml.load(path.read_text(encoding="utf-8"), PrintedLoader) or {} if path.is_file() else {}
 
 
 @dataclass
@@ -145,7 +173,7 @@ def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
     for found in usable.values():
         _check_alike(found, {departs[r.path] for r in found})
     path = Path(root) / project / "tables.yaml"
-    layout = yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+    layout, rows = read_yaml(path), read_yaml(path.with_name("experiments.yaml"))
     tables, shown, warnings = [], set(), []
     for name, spec in layout.items():
         where = f"{path}: {name}"
@@ -249,7 +277,7 @@ def _column(group: str, metric: str | dict, where: str) -> Column:
     else:
         name, scale, digits = PLAIN.get(last, (last, 1, 2))
     shown = given.get("name", name), given.get("scale", scale), given.get("digits", digits)
-    return Column(group, key, *shown, given.get("optional", False))
+    return Column(group, key, *shown, given.get("optional", False), "digits" in given)
 
 
 def _line(
@@ -322,7 +350,8 @@ def _paper(value, where: str, column: Column) -> Cell | None:
         raise Refused(
             f"{where}: {column.metric} {value!r} is not a number in the units of result files (mAP and rank: fractions)"
         )
-    return Cell(float(value))
+    digits = 0 if column.fixed else getattr(value, "decimals", 0) - round(math.log10(column.scale))
+    return Cell(float(value), digits=max(0, digits))
 
 
 def _mean(results: list[Result], metric: str, departs: dict) -> Cell | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dapg import pose
+from dapg.poses import pose
 
 
 def picture(rng, stripes, infrared):

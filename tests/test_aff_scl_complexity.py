@@ -111,7 +111,7 @@ def row_of_table8(folder):
     """What complexity.py prints for the row, on this rank."""
     sys.argv = ["complexity.py", "--row", "table8/ours", "--results-dir", f"{folder}/results", "--logs-dir", folder]
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        complexity.main(complexity.parse_args())
+        complexity.main(complexity.complexity_args())
     return said.getvalue()
 
 

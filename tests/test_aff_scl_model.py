@@ -1,16 +1,13 @@
 """aff_scl.model: sizes, equations (1)-(6), batch-statistics groups and domains, weights."""
 
 import copy
-import os
-import urllib.error
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import models
 
-from aff_scl.model import AFF, CASAM, SE, GeM, PerHalf, SplitAttention, convert_dsbn, load_backbone
+from aff_scl.model import AFF, CASAM, SE, GeM, PerHalf, SplitAttention, convert_dsbn
 from common.batchnorm import over_groups
 
 
@@ -294,104 +291,3 @@ def test_converting_twice_changes_nothing():
     model = convert_dsbn(small())
     keys = list(model.state_dict())
     assert list(convert_dsbn(model).state_dict()) == keys
-
-
-# -------------------------------------------------------------------------------------------------------------- weights
-def equal_weights(model, state):
-    return all(torch.equal(value, state[key]) for key, value in model.backbone.state_dict().items() if key in state)
-
-
-def test_torchvision_file_fills_the_trunk_and_only_fc_is_ignored(tmp_path, capsys):
-    state = models.resnet18().state_dict()
-    torch.save(state, tmp_path / "resnet18.pth")
-    model = small()
-    load_backbone(model, tmp_path / "resnet18.pth")
-    assert equal_weights(model, state)
-    told = f"weights: {len(state) - 2} tensors from {tmp_path / 'resnet18.pth'} into the trunk, 2 ignored"
-    assert told in capsys.readouterr().out
-
-
-def test_old_torchvision_file_without_batch_counters_is_complete(tmp_path):
-    state = {key: value for key, value in models.resnet18().state_dict().items() if "num_batches" not in key}
-    torch.save(state, tmp_path / "old.pth")
-    model = AFF(backbone="resnet18", pretrained=tmp_path / "old.pth")
-    assert equal_weights(model, state)
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_our_checkpoint_fills_the_whole_model(tmp_path, prefix):
-    donor, model = small(), small()
-    donor(picture())
-    state = {prefix + key: value for key, value in donor.state_dict().items()}
-    torch.save({"schema": 1, "state_dict": state, "epoch": 3}, tmp_path / "checkpoint.pt")
-    load_backbone(model, str(tmp_path / "checkpoint.pt"))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), donor.state_dict().values()))
-
-
-def test_plain_weights_fill_the_copies_of_every_domain(tmp_path):
-    donor, model = small(), convert_dsbn(small())
-    donor(picture())
-    torch.save({"state_dict": donor.state_dict()}, tmp_path / "plain.pt")
-    load_backbone(model, tmp_path / "plain.pt")
-    x = picture()
-    assert all(torch.equal(model.eval()(x, domain), donor.eval()(x)) for domain in (0, 1))
-    torch.save(models.resnet18().state_dict(), tmp_path / "torchvision.pth")
-    load_backbone(model, tmp_path / "torchvision.pth")
-    assert torch.equal(model.backbone.bn1.copies[0].weight, model.backbone.bn1.copies[1].weight)
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "domains.pt")
-    load_backbone(convert_dsbn(small()), tmp_path / "domains.pt")
-    with pytest.raises(ValueError, match="missing: .*unexpected: .*copies"):
-        load_backbone(small(), tmp_path / "domains.pt")
-
-
-def test_keys_that_do_not_fit_are_listed_together_and_nothing_is_loaded(tmp_path):
-    state = models.resnet18().state_dict()
-    del state["layer1.0.conv1.weight"]
-    state["layer9.weight"] = torch.zeros(1)
-    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
-    torch.save(state, tmp_path / "wrong.pth")
-    model = small()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError) as caught:
-        load_backbone(model, tmp_path / "wrong.pth")
-    for part in ("1 missing: layer1.0.conv1.weight", "1 unexpected: layer9.weight",
-                 "1 wrong shape: conv1.weight (64, 1, 7, 7) instead of (64, 3, 7, 7)"):  # fmt: skip
-        assert part in str(caught.value)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_foreign_files_are_refused_and_run_no_code(tmp_path):
-    torch.save({"conv1.weight": Payload(tmp_path / "touched")}, tmp_path / "evil.pth")
-    torch.save(models.resnet18().state_dict(), tmp_path / "whole.pth")
-    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:100_000])
-    (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 9)
-    (tmp_path / "empty.pth").write_bytes(b"")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("evil", "cut", "noise", "empty", "list"):
-        with pytest.raises(ValueError, match=f"{name}.pth"):
-            load_backbone(small("base"), tmp_path / f"{name}.pth")
-    assert not (tmp_path / "touched").exists()
-    with pytest.raises(FileNotFoundError, match="no file"):
-        load_backbone(small("base"), tmp_path / "absent.pth")
-
-
-def test_without_a_network_imagenet_weights_say_what_to_do(tmp_path, monkeypatch):
-    def unreachable(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
-    model = small("base")
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(FileNotFoundError, match="--weights PATH"):
-        load_backbone(model, "imagenet")
-    load_backbone(model, "none")
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -127,7 +127,7 @@ BAD_FLAGS = {
     ),
     "target as source": (
         ["--mode", "uda", "--source", "DukeMTMC-reID", "-d", "duke"],
-        "--source duke is the target itself, whose labels must stay unknown; name another data set",
+        "--source duke is the target itself, whose labels must stay unknown; name another data set, or",
     ),
     "eps": (["--eps", "1.5"], "--eps 1.5 is out of range; it must be between 0 and 1, the ends excluded"),
     "eps 1": (["--eps", "1"], "--eps 1 is out of range"),

@@ -127,30 +127,6 @@ def test_no_code_runs_from_a_checkpoint(tmp_path):
     assert not touched.exists()
 
 
-def test_weights_are_found_bare_and_within_a_checkpoint_and_nothing_else_is_taken_for_them(tmp_path):
-    tensors = {"a": torch.arange(3.0), "b.c": torch.ones(2)}
-    wrapped = {f"module.{key}": value for key, value in tensors.items()}
-    for name, content in (("bare", tensors), ("wrapped", wrapped), ("nested", {"epoch": 3, "state_dict": wrapped})):
-        torch.save(content, tmp_path / name)
-        found = checkpoints.weights(tmp_path / name)
-        assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors), name
-    touched = tmp_path / "touched"
-    for content in ([1, 2], {}, {"a": 1}, {"state_dict": {}}, {"state_dict": {"a": "b"}}, torch.ones(2)):
-        torch.save(content, tmp_path / "foreign")
-        with pytest.raises(ValueError, match="foreign holds no state_dict"):
-            checkpoints.weights(tmp_path / "foreign")
-    torch.save({"a": Payload(touched)}, tmp_path / "code")
-    texts = "no weights", "text", "(l.", "\x80\x02]q\x01", "\x80\x02U\xff", "{q"  # each fails in its own way
-    for number, text in enumerate(texts):
-        (tmp_path / f"text{number}").write_text(text, encoding="latin1")
-    for name in ("code", *(f"text{number}" for number in range(len(texts)))):
-        with pytest.raises(ValueError, match=f"^weights: .*{name} is not a readable checkpoint"):
-            checkpoints.weights(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="weights: no file .*gone; give --weights"):
-        checkpoints.weights(tmp_path / "gone")
-    assert not touched.exists()
-
-
 def test_weights_that_do_not_fit_are_all_listed():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     good = model.state_dict()

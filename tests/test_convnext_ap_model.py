@@ -15,7 +15,6 @@ from convnext_ap.model import (
     Heads,
     PartClassifier,
     check_size,
-    load_trunk,
     name_of,
     stripes,
     unit,  # fmt: skip
@@ -94,6 +93,18 @@ def test_six_stripes_of_eight_rows_are_two_rows_each():
     windows = [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6), (6, 7)]
     assert stripes(fmap, 6)[0, :, 0].tolist() == [sum(w) / 2 for w in windows]
     assert stripes(fmap, 6).shape == (1, 6, 2)
+
+
+@pytest.mark.parametrize("height, parts", [(8, 6), (12, 6), (8, 4), (7, 3), (4, 4), (5, 1)])
+def test_stripes_are_adaptive_average_pooling_without_its_indeterminate_gradient(height, parts):
+    fmap = torch.randn(2, 3, height, 4).requires_grad_()
+    ours, theirs = stripes(fmap, parts), torch.nn.functional.adaptive_avg_pool2d(fmap, (parts, 1))[..., 0].mT
+    weights = torch.randn(2, parts, 3)
+    (a,), (b,) = (torch.autograd.grad((x * weights).sum(), fmap) for x in (ours, theirs))
+    assert torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(a, b, atol=1e-6)
+    with torch.profiler.profile() as seen:
+        stripes(fmap, parts)
+    assert not [event.key for event in seen.key_averages() if "adaptive" in event.key]
 
 
 def test_eq1_and_eq2_equal_loops_over_positions():
@@ -252,37 +263,6 @@ def test_the_frozen_stage_stays_frozen_through_an_evaluation():
     model.eval()
     model.train()
     assert model.training and not any(m.training for part in (model.trunk, model.heads) for m in part.modules())
-
-
-# ------------------------------------------------------------------------------------------------------------- weights
-
-
-def test_weights_of_torchvision_and_of_our_checkpoints_load_into_the_trunk(tmp_path):
-    source, target = tiny(), tiny()
-    torch.nn.init.normal_(source.trunk[0][0].weight)
-    features = {f"features.{key}": value for key, value in source.trunk.state_dict().items()}
-    torch.save({**features, "classifier.2.weight": torch.ones(3)}, tmp_path / "torchvision.pth")
-    said = load_trunk(target, str(tmp_path / "torchvision.pth"))
-    assert torch.equal(source.trunk[0][0].weight, target.trunk[0][0].weight) and "1 others not used" in said
-    torch.save({"state_dict": source.state_dict(), "args": {"simam": "dw", "parts": 0}}, tmp_path / "own.pt")
-    assert f"{len(features)} tensors" in load_trunk(tiny(), str(tmp_path / "own.pt"))
-
-
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
-    model = tiny()
-    with pytest.raises(FileNotFoundError, match="no file"):
-        load_trunk(model, str(tmp_path / "none.pth"))
-    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="not a readable"):
-        load_trunk(model, str(tmp_path / "cut.pth"))
-    torch.save({"features.0.0.weight": torch.ones(3)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="missing: .*of another shape: 0.0.weight"):
-        load_trunk(model, str(tmp_path / "other.pth"))
-    torch.save({"state_dict": model.state_dict(), "args": {"simam": "dw", "parts": 4}}, tmp_path / "ap.pt")
-    with pytest.raises(ValueError, match=r"ConvNeXt-AP \(--simam dw --parts 4\), not of ConvNeXt-P \(--simam none"):
-        load_trunk(tiny("none"), str(tmp_path / "ap.pt"))
-    with pytest.raises(ValueError, match="no ImageNet weights for --trunk tiny"):
-        load_trunk(model, "imagenet")
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from convnext_ap.simam import LAMBDA, simam, simam_autograd
+from convnext_ap.simam import LAMBDA, energy, simam, simam_autograd
 from results import schema
 
 benchmark = schema.load_script(ROOT / "tests" / "benchmarks" / "bench_convnext_ap.py")
@@ -36,8 +36,21 @@ def test_eq6_equals_a_loop_that_minimises_eq3_for_every_neuron():
             mean = sum(values) / 12
             variance = sum((v - mean) ** 2 for v in values) / 11
             for i, t in enumerate(values):
-                gate = 1 / (1 + math.exp(-1 / least_energy(t, mean, variance, LAMBDA)))
+                least = least_energy(t, mean, variance, LAMBDA)
+                assert energy(*torch.tensor([t, mean, variance], dtype=torch.float64)).item() == pytest.approx(
+                    least, rel=1e-9
+                )
+                gate = 1 / (1 + math.exp(-1 / least))
                 assert out[n, c].flatten()[i].item() == pytest.approx(t * gate, rel=1e-12, abs=1e-14)
+
+
+def test_leaving_the_neuron_out_of_its_own_statistics_as_printed_moves_the_gates_as_stated():
+    for shape, most, average in (((2000, 1, 8, 4), 0.045, 0.006), ((20, 1, 64, 32), 0.0007, 0.0001)):
+        x, others = maps(*shape), shape[2] * shape[3] - 1
+        mu = (x.sum((2, 3), keepdim=True) - x) / others  # of all neurons but t, as below Eq. (5)
+        s2 = (x.square().sum((2, 3), keepdim=True) - x.square()) / others - mu.square()
+        moved = (torch.sigmoid(1 / energy(x, mu, s2)) - simam(x) / x).abs()
+        assert 0.8 * most < moved.max() <= most and moved.mean() == pytest.approx(average, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 4), (1, 1, 2, 1), (3, 2, 7, 5)])

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, script
+from conftest import ROOT, script
 from PIL import Image
 from scipy.io import savemat
 
-from common import checkpoints
+from common import checkpoints, runtime, transforms
+from common.images import ImageStore
 from convnext_ap import test as testing
 from convnext_ap import train
 
@@ -112,56 +114,51 @@ def test_a_run_stopped_in_a_later_stage_continues_to_the_bit(market_dir, trained
     assert (log_dir(trained[0]) / "log.jsonl").read_text() == (folder / "log.jsonl").read_text()
 
 
-@pytest.mark.slow
-def test_two_processes_train_on_the_same_batches_as_one(market_dir, tmp_path):
-    """Without random augmentation and dropout the first loss is the same: norms and pairs are those of both halves."""
-    losses = []
-    quiet = ["--variant", "erase=0", "dropout=0", "drop_path=0", "--epochs", 1, "--parts", 0, "--iters", 1]
-    flip = tmp_path / "flip.py"  # the script with the flip switched off
-    flip.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom convnext_ap import train\n"
-        "from common import runtime, transforms\noriginal = transforms.draw_geometry\n"
-        "transforms.draw_geometry = lambda s, g, flip, *rest: original(s, g, 0.0, *rest)\n"
-        "args = train.parse_args()\nruntime.execute(train.main, args)\n"
+def store_of(pixels):
+    shape = pixels.shape[1:]
+    return ImageStore([""] * len(pixels), shape, "bicubic", "disk", torch.device("cpu"), np.ascontiguousarray(pixels))
+
+
+def run_here(**flags):
+    return runtime.Run("convnext_ap", "test", flags, torch.device("cpu"), 0, 1, Path("."), Path("."), 0.0)
+
+
+def test_image_and_mirror_image_are_added_in_evaluation(trained):
+    """So a mirrored store has the same descriptors, and none is that of its image alone."""
+    network, _, _ = testing.load_network(str(log_dir(trained[0])))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 96, 32), dtype=np.uint8)
+    found, mirrored = (
+        train.features(run_here(amp="off", workers=1), network, store_of(p))["H"] for p in (pixels, pixels[..., ::-1])
     )
-    for name, launcher in (("one", PYTHON), ("two", TORCHRUN)):
-        done = script(flip, *command(market_dir, tmp_path / name, *quiet)[1:], launcher=launcher)
-        assert done.returncode == 0, done.stderr
-        losses.append([json.loads(line) for line in (log_dir(tmp_path / name) / "log.jsonl").read_text().splitlines()])
-    one, two = (lines[0] for lines in losses)
-    assert one["pair"] == pytest.approx(two["pair"], rel=1e-4)
-    mAP = [result(tmp_path / name)["metrics"]["mAP"] for name in ("one", "two")]
-    assert mAP[0] == pytest.approx(mAP[1], abs=0.02)
+    with torch.no_grad():
+        one = network.eval()(transforms.normalize(torch.from_numpy(pixels)))
+    assert torch.allclose(found, mirrored, atol=1e-5) and not torch.allclose(found, one, atol=1e-3)
 
 
-def test_gathered_norm_and_circle_loss_have_the_gradient_of_one_process(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
-import torch, torch.distributed as dist
-from convnext_ap.losses import total_loss
-from convnext_ap.model import Heads
-torch.manual_seed(0)
-heads, pooled, labels = Heads(3, 8, 4, dropout=0.0), torch.randn(8, 3, 8), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-feats, logits = heads(pooled)
-total_loss(logits, feats, labels).total.backward()
-expected = [p.grad.clone() for p in heads.parameters()]
-mean = heads.norm.running_mean.clone()
-heads.zero_grad(); heads.norm.reset_running_stats()
-dist.init_process_group("gloo")
-own = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
-feats, logits = heads(pooled[own])
-total_loss(logits, feats, labels[own]).total.backward()
-for p in heads.parameters():
-    dist.all_reduce(p.grad)
-    p.grad /= 2  # what DistributedDataParallel does
-if dist.get_rank() == 0:
-    print("equal", all(torch.allclose(p.grad, e, atol=1e-6) for p, e in zip(heads.parameters(), expected)),
-          torch.allclose(mean, heads.norm.running_mean))
-dist.destroy_process_group()
-""")
-    done = script(program, launcher=TORCHRUN)
-    assert "equal True True" in done.stdout, done.stderr
+def test_a_batch_has_the_labels_of_its_images_half_of_them_erased_with_noise():
+    pixels, order = np.full((64, 3, 96, 32), 128, np.uint8), np.random.default_rng(0).permutation(64)
+    augment, draw = train.make_augment(train.parse_args([])), torch.Generator().manual_seed(0)
+    ((x, labels),) = train.stream(run_here(workers=1), store_of(pixels), torch.arange(64) * 2, [order], augment, draw)
+    assert labels.tolist() == (2 * order).tolist()
+    changed = x != transforms.normalize(torch.from_numpy(pixels))
+    assert 20 <= changed.flatten(1).any(1).sum() <= 44
+    assert abs(x[changed].mean().item()) < 0.05 and abs(x[changed].std().item() - 1) < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_reach_the_gpu_without_a_wait_of_the_host():
+    run, augment = run_here(workers=1), train.make_augment(train.parse_args([]))
+    run.device, draw = torch.device("cuda", 0), torch.Generator("cuda").manual_seed(0)
+    store = store_of(np.zeros((32, 3, 96, 32), np.uint8))
+    stream = train.stream(run, store, torch.arange(32), np.arange(32).reshape(4, 8), augment, draw)
+    next(stream)  # constants are made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = [labels for _, labels in stream]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cat(labels).tolist() == list(range(8, 32))
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dapg import corruptions, device_corruptions, frost
+from dapg.noise import corruptions, device_corruptions, frost
 
 SEVERITIES = (1, 2, 3, 4, 5)
 EXACT = ("brightness", "contrast", "pixelate", "jpeg_compression")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from dapg_trees import write_luperson, write_regdb, write_sysu
 
-from common import datasets, evaluation, images
+from common import datasets, evaluation, images, inputs
 from common.datasets import regdb, sysu
 from common.synthetic import layouts
-from dapg import corruptions
 from dapg.data import CorruptedStore, subset
+from dapg.noise import corruptions
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,19 @@ def test_regdb_splits_are_halves_in_both_modalities(tree):
         assert len(data.train) == 36 and len(data.query) == len(data.gallery) == 18
         assert {s.modality for s in data.query} == {"rgb"} and {s.modality for s in data.gallery} == {"ir"}
         assert not {s.path for s in data.train} & {s.path for s in data.query + data.gallery}
+
+
+def test_people_are_counted_once_also_where_both_halves_are_numbered_from_zero(tree):
+    assert inputs.count_ids(datasets.load("regdb", tree)) == 12  # 6 + 6, each half numbered 0 to 5
+    assert inputs.count_ids(datasets.load("sysu", tree)) == 14
+
+    def data(train, query, gallery):
+        parts = ([datasets.Sample(f"{i}", pid, 0) for i, pid in enumerate(pids)] for pids in (train, query, gallery))
+        return datasets.Dataset("x", tree, "real", *parts)
+
+    assert inputs.count_ids(data([1, 1, 2], [3], [3, 0, -1])) == 3  # neither distractors nor junk
+    assert inputs.count_ids(data([0, 1], [0, 2], [0, 2, -1])) == 4  # 0 is a person where a query has it
+    assert inputs.count_ids(data([-1, -1], [], [])) == 0
 
 
 def test_regdb_metrics_are_ordinary_cmc_without_a_camera_rule():

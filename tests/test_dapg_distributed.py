@@ -1,12 +1,12 @@
-"""DAPG killed and continued, and its stages in two gloo processes. Each test runs the real scripts."""
+"""DAPG killed and continued, by its real scripts, and its whole stages in two gloo processes."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script, write_market
-from dapg_trees import write_luperson, write_regdb, write_sysu
+from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
+from dapg_runs import data_dir, run_main, run_test
+from ranks import on_ranks
 from test_resume import assert_equal
 
 from common import checkpoints
@@ -14,12 +14,6 @@ from common import checkpoints
 SIZE = ["--backbone", "resnet18", "--height", 64, "--width", 32, "--workers", 0]
 ROBUST = ["--stage", "robust", "--batch-size", 8, "--epochs", 3, "--iters", 2, "--variant", "warmup=1", "queue=16"]
 BOTH = pytest.mark.parametrize("launcher", [PYTHON, TORCHRUN], ids=["one_process", "two_processes"])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    return write_luperson(write_regdb(write_sysu(write_market(root, train_ids=6, test_ids=2))))
 
 
 def command(data, out, *flags):
@@ -39,13 +33,14 @@ def log_dir(out):
 
 
 def result(out):
-    (found,) = (out / "results").rglob("seed0.json")
+    (found,) = out.rglob("seed0.json")
     return json.loads(found.read_text())["metrics"]
 
 
 @pytest.mark.slow
 @BOTH
-def test_a_killed_stage_one_continues_to_the_bit(data, tmp_path, launcher):
+def test_a_killed_stage_one_continues_to_the_bit(tmp_path, launcher):
+    data = data_dir()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(data, whole, *ROBUST, launcher=launcher)
     kill_when([*launcher, *command(data, broken, *ROBUST)], broken, "logs/**/checkpoint_0001.pt")
@@ -59,55 +54,35 @@ def test_a_killed_stage_one_continues_to_the_bit(data, tmp_path, launcher):
     assert_equal(*(torch.load(log_dir(out) / "trunk.pt", weights_only=True) for out in (whole, broken)), "trunk")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags", [["--negatives", "batch"], ["--method", "simclr"], ["--method", "byol"], ["--method", "moco"]], ids=str
-)
-def test_other_pretrainings_train_in_two_processes(data, tmp_path, flags):
-    few = ["--stage", "robust", "--batch-size", 8, "--epochs", 1, "--iters", 2, "--variant", "warmup=1", "queue=16"]
-    run(data, tmp_path, *few, *flags, launcher=TORCHRUN)
-    assert 0 <= result(tmp_path)["instance.mAP"] <= 1
+def whole_stages(data, out, many: list[list]) -> None:
+    """Each stage from its flags to its result file, on this rank."""
+    for number, flags in enumerate(many):
+        run_main(data, out / str(number), *flags)
 
 
-@pytest.mark.slow
-def test_alignment_trains_in_two_processes(data, tmp_path):
-    poses = tmp_path / "poses"
-    poses.mkdir()
-    for file in sorted((data / "market1501/bounding_box_train").glob("*.jpg")):
-        for i in range(4):  # the images themselves stand in for their generated poses
-            shutil.copy(file, poses / f"{file.stem}_p{i}.jpg")
-    run(
-        data,
-        tmp_path,
-        "--stage",
-        "align",
-        "--weights",
-        "none",
-        "--source",
-        poses,
-        "--batch-size",
-        8,
-        "--epochs",
-        1,
-        "--iters",
-        2,
-        "--variant",
-        "warmup=1",
-        "queue=16",
-        launcher=TORCHRUN,
-    )
-    assert {"mc", "spread", "instance.mAP"} <= result(tmp_path).keys()
+def test_whole_stages_train_in_two_processes(tmp_path):
+    few = ["--batch-size", 8, "--epochs", 1, "--iters", 2, "--weights", "none", "--variant", "warmup=1", "queue=16"]
+    many = [
+        ["--method", "byol", *few],
+        ["--negatives", "batch", "--noise-exclude", "frost", *few],
+        ["--stage", "align", "--source", data_dir() / "poses", *few],
+    ]
+    on_ranks(2, whole_stages, data_dir(), tmp_path, many)
+    for number, flags in enumerate(many):
+        found = result(tmp_path / str(number))
+        assert 0 <= found["instance.mAP"] <= 1 and ("mc" in found) == ("byol" not in flags)
 
 
-@pytest.mark.slow
+def evaluated(data, checkpoint) -> list[str]:
+    return [line for line in run_test(data, "--checkpoint", checkpoint, "--draws", 2).splitlines() if "rank-1" in line]
+
+
 @pytest.mark.parametrize(
     "stage, dataset, keys", [("agw", "sysu", ("all", "all_c")), ("cil", "regdb", ("v2t", "t2v_c"))]
 )
-def test_finetuning_and_evaluation_in_two_processes(data, tmp_path, stage, dataset, keys):
+def test_finetuning_and_evaluation_in_two_processes(tmp_path, stage, dataset, keys):
     """Two processes train; then one and two processes measure the same checkpoint, clean and corrupted, equally."""
-    run(
-        data,
-        tmp_path,
+    flags = [
         "--stage",
         stage,
         "--dataset",
@@ -120,28 +95,11 @@ def test_finetuning_and_evaluation_in_two_processes(data, tmp_path, stage, datas
         1,
         "--iters",
         2,
-        "--variant",
-        "draws=2",
-        launcher=TORCHRUN,
-    )
-    trained = result(tmp_path)
-    said = []
-    for launcher in (PYTHON, TORCHRUN):
-        done = script(
-            ROOT / "dapg/test.py",
-            "--checkpoint",
-            log_dir(tmp_path),
-            "--data-dir",
-            data,
-            "--draws",
-            2,
-            "--workers",
-            0,
-            launcher=launcher,
-        )
-        assert done.returncode == 0, done.stderr
-        said.append([line for line in done.stdout.splitlines() if "rank-1" in line])
-    assert said[0] == said[1] and len(said[0]) == 4
+    ]
+    on_ranks(2, whole_stages, data_dir(), tmp_path, [[*flags, "--variant", "draws=2"]])
+    trained, said = result(tmp_path), evaluated(data_dir(), log_dir(tmp_path / "0"))
+    assert on_ranks(2, evaluated, data_dir(), log_dir(tmp_path / "0")) == [said, []]  # rank 0 speaks
+    assert len(said) == 4
     for key in keys:
-        (line,) = (line for line in said[0] if line.split()[0] == key)
+        (line,) = (line for line in said if line.split()[0] == key)
         assert line.split()[2] == f"{100 * trained[f'{key}.rank1']:.1f}"

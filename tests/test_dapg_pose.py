@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.synthetic import render
-from dapg import pose
+from dapg.poses import pose
 
 
 def test_coco_maps_to_openpose_by_name():

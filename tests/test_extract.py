@@ -1,6 +1,7 @@
 """common.evaluation.extract: the same features and metrics from one, two and three processes, modes left as found."""
 
 import contextlib
+import os
 import socket
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from common.evaluation import extract, rank_metrics
+from common.images import ImageStore
 from common.transforms import normalize
 
 N = 101
@@ -146,14 +148,15 @@ def test_wrong_input_is_named(change, words):
         extract(**({"model": network(), "images": Pictures(9)} | change))
 
 
-def test_the_number_of_decoding_processes_is_the_callers(tmp_path, monkeypatch):
-    from PIL import Image
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_in_no_cache_are_decoded_by_that_many_workers(workers):
+    class Store(ImageStore):
+        def decode(self, index):
+            return np.full((3, 16, 8), os.getpid() % 256, np.uint8)
 
-    from common import images
-
-    Image.new("RGB", (8, 16), (9, 9, 9)).save(tmp_path / "a.png")
-    store, asked = images.open_images([str(tmp_path / "a.png")], 16, 8, cache="off"), []
-    loader = images.DataLoader
-    monkeypatch.setattr(images, "DataLoader", lambda *a, **k: asked.append(k["num_workers"]) or loader(*a, **k))
-    extract(nn.Flatten(), store, workers=0)
-    assert asked == [0]
+    store = Store(["a", "b"], (3, 16, 8), "bicubic", "off", torch.device("cpu"), None)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 8, 1, bias=False))
+    nn.init.ones_(model[1].weight)
+    own = extract(model, store, workers=workers)
+    here = model(normalize(torch.full((1, 3, 16, 8), os.getpid() % 256, dtype=torch.uint8)))
+    assert bool(torch.isclose(own[0], here[0], rtol=1e-4)) == (workers == 0)

@@ -21,9 +21,9 @@ from common import datasets, images, own_images, runtime, transforms
 from common.datasets import files
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
-from dapg import agw
 from dapg import test as dapg_test
 from dapg import train as dapg_train
+from dapg.downstream import agw
 from pixel_sampling import model as pixel_model
 from pixel_sampling import test as pixel_test
 from pixel_sampling import train as pixel_train

@@ -6,7 +6,8 @@ from torch import nn
 from torchvision import models
 
 from pixel_sampling import model
-from pixel_sampling.model import ARCHS, BoT, build
+from pixel_sampling.model import NETWORKS, BoT, build
+from pixel_sampling.settings import ARCHS
 
 CLASSES = 7
 torch.set_num_threads(1)
@@ -46,7 +47,7 @@ def test_branches_and_feature_sizes(networks, arch):
 @pytest.mark.parametrize("arch, size", [("bot", 2048), ("pcb", 12288), ("mgn", 2048), ("hpm", 3840)])
 def test_test_features_of_resnet50_have_the_published_sizes(arch, size):
     with torch.device("meta"):
-        network = ARCHS[arch](models.resnet50(), 150).eval()
+        network = NETWORKS[arch](models.resnet50(), 150).eval()
         assert network(torch.empty(2, 3, 256, 128)).shape == (2, size)
 
 
@@ -88,9 +89,37 @@ def test_pcb_parts_of_its_feature_have_unit_length_and_share_one_reduction(netwo
 
 def test_pcb_averages_six_overlapping_bins_of_16_rows():
     x = torch.randn(1, 3, 16, 8)
-    for i, got in enumerate(model.stripes(x, 6, nn.functional.adaptive_avg_pool2d)):
+    for i, got in enumerate(model.stripes(x, 6)):
         low, high = i * 16 // 6, -(-(i + 1) * 16 // 6)
         assert torch.allclose(got, x[:, :, low:high].mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool, adaptive", [(torch.mean, "adaptive_avg_pool2d"), (torch.amax, "adaptive_max_pool2d")])
+@pytest.mark.parametrize("height, number", [(16, 6), (16, 1), (16, 8), (8, 3), (7, 2), (2, 6)])
+def test_stripes_are_adaptive_pooling_and_its_gradient(height, number, pool, adaptive):
+    x = torch.randn(2, 3, height, 4, requires_grad=True)
+    ours = torch.stack(model.stripes(x, number, pool), 2)
+    theirs = getattr(nn.functional, adaptive)(x, (number, 1))[..., 0]
+    weights = torch.randn_like(ours)
+    (a,), (b,) = (torch.autograd.grad((y * weights).sum(), x) for y in (ours, theirs))
+    assert torch.allclose(ours, theirs, atol=1e-6) and torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_network_pools_adaptively_which_has_no_deterministic_gradient_on_a_gpu(networks, arch):
+    with torch.profiler.profile() as seen:
+        networks[arch].train()(images(arch))
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::conv2d" in names and not [name for name in names if "adaptive" in name]
+
+
+def test_reductions_start_as_the_authors_do():
+    """PCB and HPM He by the fan out, sqrt(2 / 256) = 0.088; MGN by the fan in of ResNet-18, sqrt(2 / 512) = 0.0625."""
+    spreads = {"pcb": (lambda n: [n.reduce], 0.088), "hpm": (lambda n: n.reductions, 0.088)}
+    spreads["mgn"] = lambda n: n.reductions, 0.0625
+    for arch, (layers, spread) in spreads.items():
+        for layer in layers(build(arch, CLASSES, "resnet18")):
+            assert layer[0].weight.std().item() == pytest.approx(spread, rel=0.02) and layer[0].bias is None
 
 
 def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_start():
@@ -108,7 +137,7 @@ def test_mgn_branches_start_equal_differ_in_stride_and_reductions_share_their_st
 
 def test_hpm_takes_the_maximum_of_1_2_4_and_8_stripes(networks):
     x = torch.randn(2, 512, 16, 8)
-    got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, nn.functional.adaptive_max_pool2d)]
+    got = [part for level in (1, 2, 4, 8) for part in model.stripes(x, level, torch.amax)]
     expected = [x[:, :, i * 16 // n : (i + 1) * 16 // n].amax((2, 3)) for n in (1, 2, 4, 8) for i in range(n)]
     assert len(got) == 15 and all(torch.equal(a, b) for a, b in zip(got, expected))
     assert networks["hpm"].reduction == {"id": "sum", "triplet": "sum"}
@@ -123,58 +152,6 @@ def test_head_body_is_two_unshared_networks_with_one_unit_feature(networks):
     assert torch.allclose(network(x), torch.cat([network.body(x[:, :, :64]), network.head(x[:, :, 64:])], 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_imagenet_weights_reach_every_part_of_the_trunk(arch, tmp_path):
-    torch.manual_seed(1)
-    resnet = models.resnet18()
-    torch.save(
-        {k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pth"
-    )  # as old torchvision wrote
-    network = build(arch, CLASSES, "resnet18", str(tmp_path / "old.pth"))
-    own = {tuple(p.shape): [] for p in resnet.parameters()}
-    for p in network.parameters():
-        own.setdefault(tuple(p.shape), []).append(p)
-    for name, p in resnet.named_parameters():
-        if not name.startswith("fc."):
-            assert any(torch.equal(p, q) for q in own[tuple(p.shape)]), name
-
-
-def test_weights_of_ours_and_of_the_authors_load_and_other_classes_start_anew(tmp_path):
-    network = build("bot", 5, "resnet18")
-    ours = network.state_dict()
-    theirs = {
-        "module." + k.replace("backbone.", "base.", 1).replace("neck.", "bottleneck."): v for k, v in ours.items()
-    }
-    for name, state in (
-        ("ours", ours),
-        ("theirs", theirs),
-        ("plain", {k.replace("base.", ""): v for k, v in theirs.items()}),
-    ):
-        torch.save({"state_dict": state, "epoch": 3}, tmp_path / name)
-        for classes in (5, 9):
-            loaded = build("bot", classes, "resnet18", str(tmp_path / name))
-            assert torch.equal(loaded.neck.weight, network.neck.weight) and torch.equal(
-                loaded.backbone.conv1.weight, network.backbone.conv1.weight
-            )
-            assert (
-                torch.equal(loaded.classifier.weight, network.classifier.weight)
-                if classes == 5
-                else loaded.classifier.out_features == 9
-            )
-
-
-def test_wrong_checkpoints_are_named(tmp_path):
-    for name, content, message in (
-        ("text", None, "not a readable"),
-        ("list", [1, 2], "holds no state_dict"),
-        ("other", {"state_dict": {"conv1.weight": torch.zeros(1)}}, "does not fit"),
-        ("deep", models.resnet34().state_dict(), "unexpected"),
-    ):
-        path = tmp_path / name
-        path.write_text("not a checkpoint") if content is None else torch.save(content, path)
-        with pytest.raises(ValueError, match=message):
-            build("bot", 5, "resnet18", str(path))
-    with pytest.raises(FileNotFoundError, match="no file"):
-        build("bot", 5, "resnet18", str(tmp_path / "gone"))
+def test_unknown_networks_are_named():
     with pytest.raises(ValueError, match="no network"):
         build("vit", 5)

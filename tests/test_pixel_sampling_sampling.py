@@ -167,7 +167,7 @@ def test_no_gradient_flows_and_uint8_and_one_image_work():
 
 
 def test_about_two_donors_fill_a_garment():
-    """Spec: the raster stream of a garment flows on into the next silhouette, so a target has about two donors."""
+    """The raster stream of a garment flows on into the next silhouette, so a target has about two donors."""
     g = torch.Generator().manual_seed(0)
     parts = torch.zeros(32, 32, 16, dtype=torch.uint8)
     for i in range(32):
@@ -201,9 +201,10 @@ def test_wrong_arguments_are_named(shape, mode, form, message):
 def test_gpu_gives_the_cpus_pixels_without_a_host_sync(mode, form):
     images, parts = batch(1)
     expected = sample_pixels(images, parts, draws(), mode=mode)
+    there = images.cuda(), parts.cuda()
     torch.cuda.set_sync_debug_mode("error" if form == "fixed" else "default")
     try:
-        got = sample_pixels(images.cuda(), parts.cuda(), draws(), mode=mode, form=form)
+        got = sample_pixels(*there, draws(), mode=mode, form=form)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got.cpu(), expected)

@@ -3,17 +3,21 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
 from PIL import Image
+from prcc_tree import write_prcc
 
-from common import checkpoints
+from common import checkpoints, runtime
+from common.datasets import Sample
+from common.images import ImageStore
 from pixel_sampling import model, train, visualize
 from pixel_sampling import test as evaluation_script
-from pixel_sampling.masks import LUT, write_labels
+from pixel_sampling.masks import MaskStore, write_labels
 
 TINY = (
     "--weights none --backbone resnet18 --height 32 --width 16 --batch-size 8 --num-instances 2 --iters 2 --epochs 1 "
@@ -39,36 +43,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """A miniature PRCC: coloured people with a head, a shirt, trousers and shoes; other clothes in camera C."""
-    base, rng = tmp_path_factory.mktemp("prcc_data"), np.random.default_rng(0)
-    root = base / "prcc"
-    for pid in range(1, 9):
-        head, shoes = rng.integers(0, 256, (2, 3))
-        days = rng.integers(0, 256, (2, 2, 3))
-        for camid, camera in enumerate("ABC"):
-            for n in range(2):
-                labels = np.zeros((48, 24), np.uint8)
-                for part, rows in ((11, (2, 10)), (4, (10, 26)), (6, (26, 42)), (9, (42, 47))):
-                    labels[rows[0] : rows[1], 6 + n : 18 + n] = part
-                picture = np.full((48, 24, 3), 90 + 20 * camid) + rng.normal(0, 10, (48, 24, 3))
-                for part, colour in (
-                    (11, head),
-                    (4, days[int(camid == 2)][0]),
-                    (6, days[int(camid == 2)][1]),
-                    (9, shoes),
-                ):
-                    picture[labels == part] = colour
-                name = (
-                    f"train/{pid:03d}/{camera}_cropped_rgb{n + 1:03d}"
-                    if pid <= 5
-                    else f"test/{camera}/{pid:03d}/cropped_rgb{n + 1:03d}"
-                )
-                image = root / "rgb" / f"{name}.jpg"
-                image.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(image, quality=95)
-                write_labels(root / "mask_atr18" / f"{name}.png", labels)
-                write_labels(root / "mask" / f"{name}.png", LUT[labels])
-    return base
+    return write_prcc(tmp_path_factory.mktemp("prcc_data"))
 
 
 def run(data_dir, out, *flags):
@@ -99,6 +74,41 @@ def test_every_network_and_switch_trains_evaluates_and_records(data_dir, tmp_pat
         and ("last.cross.rank1" if best else "best.cross.rank1") in metrics
     )
     assert result["protocol"]["gallery_draws"] == {"multi": 1, "single10": 10} and result["data"]["ids"] == 8
+
+
+def white_clothes(device):
+    """(stream of train.py, order): batches of 8 of 32 pictures of white clothes on black, with their masks."""
+    clothes = np.zeros((32, 40, 20), np.uint8)
+    clothes[:, 8:30, 3:9] = 1
+    cpu, order = torch.device("cpu"), np.random.default_rng(0).permutation(32)
+    store = ImageStore([""] * 32, (3, 40, 20), "bilinear", "disk", cpu, np.repeat(clothes[:, None] * 255, 3, 1))
+    masks = MaskStore([Sample("", 1, 0, mask="there")] * 32, 40, 20, "part6", cpu, clothes * 2)
+    args = train.parse_args(["--height", "40", "--width", "20", "-j", "1"])
+    here = runtime.Run("pixel_sampling", "test", vars(args), device, 0, 1, Path("."), Path("."), 0.0)
+    augment, draw = train.augmentation(args), torch.Generator(device).manual_seed(0)
+    labels, batches = torch.arange(32) * 3, order.reshape(4, 8)
+    return train.stream(here, args, store, masks, labels, batches, augment, draw), order
+
+
+def test_masks_move_with_their_images_and_labels_are_those_of_the_images():
+    """After flip and crop white is still where the parts say clothes."""
+    stream, order = white_clothes(torch.device("cpu"))
+    x, parts, labels = (torch.cat(each) for each in zip(*stream))
+    assert labels.tolist() == (3 * order).tolist()
+    assert torch.equal(x[:, 0] > 0, parts == 2) and len(parts.unique(dim=0)) > 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_reach_the_gpu_without_a_wait_of_the_host():
+    stream, order = white_clothes(torch.device("cuda", 0))
+    next(stream)  # constants are made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = [labels for _, _, labels in stream]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cat(labels).tolist() == (3 * order[8:]).tolist()
 
 
 def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
@@ -299,6 +309,21 @@ def test_clothes_absent_from_all_masks_train_with_finite_losses(data_dir, tmp_pa
         write_labels(mask, np.zeros((48, 24), np.uint8))
     _, log = run(data, tmp_path)
     assert np.isfinite(log[0]["loss"]) and log[0]["consistency"] < 1e-3
+
+
+def test_a_person_without_a_gallery_image_is_left_out_of_multi_and_single10_is_refused(data_dir, tmp_path, capsys):
+    data = copied(data_dir, tmp_path)
+    shutil.rmtree(data / "prcc/rgb/test/A/008")
+    result, _ = run(data, tmp_path)
+    assert "query people [8] have no gallery image: multi without them, and no single10" in capsys.readouterr().out
+    assert result["protocol"]["gallery_draws"] == {"multi": 1}
+    assert not [name for name in result["metrics"] if "single10" in name]
+    words = ["--checkpoint", str(next((tmp_path / "logs").rglob("checkpoint_0001.pt"))), "-j", "1"]
+    evaluation_script.main(evaluation_script.parse_args([*words, "--protocol", "multi"]))
+    said = capsys.readouterr().out
+    assert f"cross  multi     rank1 {100 * result['metrics']['cross.rank1']:5.1f}" in said and "single10" not in said
+    with pytest.raises(ValueError, match=r"single10 draws .* and \[8\] have none: use --protocol multi"):
+        evaluation_script.main(evaluation_script.parse_args(words))
 
 
 def test_foreign_checkpoints_are_named(data_dir, tmp_path):

@@ -118,6 +118,17 @@ def test_cited_numbers_are_per_cent_and_missing_ones_dashes(root):
     assert line_of(markdown(root), "SSL") == [["SSL (2020)", "cited", "37.8", "71.7", "28.6", "–"]]
 
 
+def test_printed_numbers_keep_the_decimals_that_stand_in_the_file(root):
+    for name, old, new in (("tables", "0.378, 0.717", "0.1879, 0.5400"), ("experiments", "0.788", "0.7880")):
+        path = root / "fake" / f"{name}.yaml"
+        path.write_text(path.read_text().replace(old, new))
+    result(root)
+    assert line_of(markdown(root), "SSL") == [["SSL (2020)", "cited", "18.79", "54.00", "28.6", "–"]]
+    assert [line[2] for line in line_of(markdown(root), "Ours")][0] == "78.80"
+    assert "[79.1](" in line_of(markdown(root), "Ours")[1][2]  # ours as the column has it
+    assert line_of(markdown(root, "table8"), "MGN")[0][2] == "74.38"  # 74.38e+6, in millions
+
+
 def test_mean_and_sample_std_over_seeds_and_difference_to_the_paper(root):
     for seed, value in enumerate((0.79, 0.80, 0.78)):
         result(root, seed=seed, metrics={"mAP": value, "rank1": 0.9})

@@ -7,13 +7,14 @@
 A data set is one module here with load(data_dir, **options) -> Dataset; adding its name to NAMES is all it takes.
 """
 
+import contextlib
 import importlib
 import inspect
 from pathlib import Path
 
 from common.datasets.base import Dataset, Sample, labels
 
-__all__ = ["Dataset", "Sample", "canonical", "labels", "load"]
+__all__ = ["Dataset", "Sample", "canonical", "expect", "labels", "load"]
 
 NAMES = {  # canonical name -> other names
     "market": ("market1501", "market-1501"),
@@ -51,3 +52,11 @@ def load(name: str, data_dir: str | Path = "data", **options) -> Dataset:
     if unknown:
         raise ValueError(f"{name}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
     return module.load(data_dir, **options)
+
+
+def expect(name: str, data_dir: str | Path) -> None:
+    """Raises what `load` would where none of the data set's folders lies under data_dir; else looks no further."""
+    module = importlib.import_module(f"common.datasets.{canonical(name)}")
+    if not any((Path(data_dir) / tree).exists() for tree in module.TREES):
+        with contextlib.suppress(ValueError):  # of data_dir itself as the data set; said when it is loaded
+            module.load(data_dir)

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from common import distances, evaluation
 from common.datasets import files
 from common.datasets.base import Dataset, Sample, assemble, find_root, refuse
 
@@ -126,12 +124,16 @@ def check_validation(root: Path, train_pids: set[int]) -> None:
 # ------------------------------------------------------------------------------------------------------------ protocols
 
 
-def metrics(query, gallery, query_pids, gallery_pids, max_rank: int = 50) -> evaluation.RankMetrics:
-    """The `multi` protocol: every query on its own against all of camera A, cosine distance, no camera rule.
+def metrics(query, gallery, query_pids, gallery_pids, max_rank: int = 50):
+    """RankMetrics of the `multi` protocol: every query on its own against all of camera A, cosine, no camera rule.
 
     rank1 is the share of queries whose first gallery image is of the same person, mAP the mean over queries of the
     mean precision at every right image. This is what the paper's authors and Simple-CCReID run.
     """
+    from common import (
+        evaluation,  # protocols import torch when they run, so that a missing data set is said before it loads
+    )
+
     other = np.zeros(len(query_pids), np.int64), np.ones(len(gallery_pids), np.int64)
     return evaluation.rank_metrics(query, gallery, query_pids, gallery_pids, *other, metric="cosine", max_rank=max_rank)
 
@@ -162,6 +164,10 @@ def single_shot_metrics(query, gallery, query_pids, gallery_pids, trials: int = 
     Ties go to the lower pid. Its mAP is a mean reciprocal rank and never stands beside one of `metrics`. Raises:
     ValueError if a query's person is not in the gallery.
     """
+    import torch
+
+    from common import distances
+
     query_pids, gallery_pids = np.asarray(query_pids), np.asarray(gallery_pids)
     people = np.unique(gallery_pids)
     lost = np.setdiff1d(query_pids, people)

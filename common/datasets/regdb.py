@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common import evaluation
 from common.datasets import files, lists
 from common.datasets.base import Dataset, Sample, find_root, kind_of
 
@@ -81,8 +80,12 @@ def index_file(root: Path, part: str, word: str, split: int) -> list[Sample]:
     return sorted(samples, key=lambda s: Path(s.path).relative_to(root).as_posix())
 
 
-def metrics(query, gallery, query_pids, gallery_pids) -> evaluation.RankMetrics:
-    """Ordinary CMC and mAP without a camera rule, cosine similarity; either modality may be the query."""
+def metrics(query, gallery, query_pids, gallery_pids):
+    """RankMetrics without a camera rule, cosine similarity; either modality may be the query."""
+    from common import (
+        evaluation,  # protocols import torch when they run, so that a missing data set is said before it loads
+    )
+
     cameras = np.zeros(len(query_pids), np.int64), np.ones(len(gallery_pids), np.int64)
     return evaluation.rank_metrics(
         query, gallery, np.asarray(query_pids), np.asarray(gallery_pids), *cameras, metric="cosine"

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from common import distances
 from common.datasets import files, lists
 from common.datasets.base import Dataset, Sample, find_root, kind_of
-from common.evaluation import RankMetrics
 
 TREES = ("SYSU-MM01", "sysu")
 LAYOUT = tuple(f"cam{camera}" for camera in range(1, 7)) + ("exp",)
@@ -102,14 +99,18 @@ class Ranked(NamedTuple):
     keep: np.ndarray
 
 
-def metrics(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids) -> RankMetrics:
+def metrics(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids):
     """One trial: similarity is the dot product, ties by gallery index.
 
     A query of camera 3 (camid 2) ignores every gallery image of camera 2 (camid 1): both stand in the same room. CMC is
     taken on the list with each identity's first image only, AP and INP on the full list. Queries without a match left
     are skipped. CMC is padded to 20 ranks with its last value where fewer identities are there.
-    Memory: Q x G. Raises: ValueError for NaN or Inf, unequal lengths, or no valid query.
+    Returns RankMetrics. Memory: Q x G. Raises: ValueError for NaN or Inf, unequal lengths, or no valid query.
     """
+    import torch  # protocols import torch when they run, so that a missing data set is said before it loads
+
+    from common import distances
+
     (q, _), (g, _) = distances.features(query, "query"), distances.features(gallery, "gallery")
     fields = [np.asarray(x) for x in (query_pids, gallery_pids, query_camids, gallery_camids)]
     for name, values, size in zip(
@@ -124,8 +125,10 @@ def metrics(query, gallery, query_pids, gallery_pids, query_camids, gallery_cami
     return ranked_metrics(pids, Ranked(gallery_pids[order], ~ignored))
 
 
-def ranked_metrics(pids: np.ndarray, ranked: Ranked, max_rank: int = 20) -> RankMetrics:
-    """Metrics of sorted lists; see `metrics`."""
+def ranked_metrics(pids: np.ndarray, ranked: Ranked, max_rank: int = 20):
+    """RankMetrics of sorted lists; see `metrics`."""
+    from common.evaluation import RankMetrics
+
     ap, inp, cmc = np.full(len(pids), np.nan), [], np.zeros(max_rank)
     for row, pid in enumerate(pids):
         line = ranked.pids[row][ranked.keep[row]]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from dapg import noise
+from dapg.noise import groups
 
 
 def parse_args(argv=None):
@@ -31,20 +31,20 @@ def main(args):
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     picture = cv2.resize(rng.integers(0, 256, (16, 8, 3)).astype(np.uint8), (128, 256), interpolation=cv2.INTER_CUBIC)
-    draw = noise.draw_noise(args.oracle, rng)
-    noise.noise_group_cpu((picture,) * 3, draw, 0, rng)  # textures are made once
+    draw = groups.draw_noise(args.oracle, rng)
+    groups.noise_group_cpu((picture,) * 3, draw, 0, rng)  # textures are made once
     began = time.process_time()
     for row in range(args.oracle):
-        noise.noise_group_cpu((picture,) * 3, draw, row, rng)
+        groups.noise_group_cpu((picture,) * 3, draw, row, rng)
     core = 4 * args.oracle / (time.process_time() - began)
     views = (torch.from_numpy(picture).permute(2, 0, 1).expand(args.batch, -1, -1, -1).contiguous().to(device),) * 3
     generator, times = torch.Generator(device).manual_seed(0), []
     for _ in range(args.repeats + 1):
-        draw = noise.draw_noise(args.batch, rng)
+        draw = groups.draw_noise(args.batch, rng)
         if device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter() if device.type == "cuda" else time.process_time()
-        noise.noise_group(views, draw, generator)
+        groups.noise_group(views, draw, generator)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - began)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from common.resnet import unstride
 from dapg.trunk import resnet
 
 NON_LOCAL = {2: 2, 3: 3}  # after the last two blocks of layer2 and the last three of layer3
@@ -25,7 +26,8 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g, theta, phi = (layer(x).flatten(2) for layer in (self.g, self.theta, self.phi))  # (B, inner, N)
-        y = (g @ phi.transpose(1, 2) / x[0, 0].numel()) @ theta  # = g (phi^T theta / N), without the N x N map
+        phi = phi / x[0, 0].numel()  # before the sum over the N places, which would leave the range of float16
+        y = (g @ phi.transpose(1, 2)) @ theta  # = g (phi^T theta / N), without the N x N map
         return x + self.norm(self.w(y.view(*y.shape[:2], *x.shape[2:])))
 
 
@@ -41,9 +43,7 @@ class TwoStream(nn.Module):
         self.visible = nn.Sequential(*(getattr(trunk, name) for name in (*STEM, "relu", "maxpool")))
         other = resnet(backbone)
         self.infrared = nn.Sequential(*(getattr(other, name) for name in (*STEM, "relu", "maxpool")))
-        last = trunk.layer4[0]
-        for layer in (last.conv2 if hasattr(last, "conv3") else last.conv1, last.downsample[0]):
-            layer.stride = (1, 1)
+        unstride(trunk.layer4)
         self.layers = nn.ModuleList([getattr(trunk, f"layer{i}") for i in range(1, 5)])
         self.non_local = nn.ModuleDict()
         for number, count in NON_LOCAL.items():

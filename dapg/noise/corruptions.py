@@ -5,8 +5,8 @@
 The 15 types of ImageNet-C [13] are the training noise; four more and rain complete the 20 types of the -C benchmarks
 (CIL). Parameters and algorithms follow the package `imagecorruptions` 1.1.2, which CIL runs, re-implemented; parameters
 in pixels are those tuned for 224 x 224 and are not scaled with the image. All randomness is the given generator's.
-Deviation: frost uses procedural textures instead of photographs (dapg/frost.py), glass blur a vectorised gather instead
-of a loop (exact=True runs it), with its mean PSNR within 0.6 dB, at severity 2 within 1.3.
+Deviation: frost uses procedural textures instead of photographs (dapg/noise/frost.py), glass blur a vectorised gather
+instead of a loop (exact=True runs it), with its mean PSNR within 0.6 dB, at severity 2 within 1.3.
 """
 
 import io
@@ -16,27 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dapg.frost import frost_pool
-
-TRAIN15 = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA4 = ("speckle_noise", "gaussian_blur", "saturate", "spatter")
-BENCH20 = (*TRAIN15, *EXTRA4, "rain")
+from dapg.noise.frost import frost_pool
+from dapg.noise.names import BENCH20, EXTRA4, TRAIN15  # noqa: F401 for those who look for the types here
 
 # Parameters of severities 1..5, from imagecorruptions.
 GAUSSIAN_SIGMA = (0.08, 0.12, 0.18, 0.26, 0.38)

@@ -121,21 +121,19 @@ class Optimizers:
 
 
 class Decay:
-    """Learning rate constant for the first half of the epochs, then linearly to 0."""
+    """Learning rate constant for the first half of `steps`, then linearly to 0, which follows the last step."""
 
-    def __init__(self, optimizers: Optimizers, lr: float, epochs: int):
-        self.optimizers, self.lr, self.epochs, self.epoch = optimizers, lr, epochs, 0
+    def __init__(self, optimizers: Optimizers, lr: float, steps: int):
+        self.optimizers, self.lr, self.steps, self.done = optimizers, lr, steps, 0
 
     def step(self) -> None:
-        self.epoch += 1
-        half = self.epochs / 2
-        factor = min(1.0, (self.epochs - self.epoch) / max(half, 1))
+        self.done += 1
         for part in self.optimizers.parts:
             for group in part.param_groups:
-                group["lr"] = self.lr * factor
+                group["lr"] = self.lr * min(1.0, 2 * (1 - self.done / self.steps))
 
     def state_dict(self) -> dict:
-        return {"epoch": self.epoch}
+        return {"done": self.done}
 
     def load_state_dict(self, state: dict) -> None:
-        self.epoch = state["epoch"]
+        self.done = state["done"]

@@ -3,7 +3,7 @@
     out = corrupt(images, types, severities, generator)   # uint8 (B, 3, H, W), types and severities (B,) on the host
 
 The loop is over the types that occur. Types and severities lie on the host, so that nothing waits for the device; all
-other randomness comes from a torch.Generator on it. `dapg.corruptions` is the oracle: brightness, contrast, pixelate
+other randomness comes from a torch.Generator on it. `corruptions` is the oracle: brightness, contrast, pixelate
 and JPEG (libjpeg's integer arithmetic) equal it to the bit, defocus and zoom blur within one grey level of rounding,
 the random types in distribution.
 """
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dapg import corruptions as cpu
-from dapg.frost import frost_pool
-from dapg.jpeg import jpeg_round_trip
+from dapg.noise import corruptions as cpu
+from dapg.noise.frost import frost_pool
+from dapg.noise.jpeg import jpeg_round_trip
 
 TYPES = cpu.TRAIN15
 GREY = (0.299, 0.587, 0.114)
@@ -137,7 +137,7 @@ def blur(x: Tensor, sigma: Tensor, reach: int, kind: str = "edge", cut: float = 
     """Gaussian blur of x (B, C, H, W), sigma (B, 1, 1, 1) or for both axes a pair of floats, cut at `cut` sigma."""
     pair = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     for axis, width in zip((-2, -1), pair):
-        width = torch.as_tensor(width, device=x.device, dtype=torch.float32)
+        width = width if isinstance(width, Tensor) else constants((width,), x.device)
         taps = torch.arange(-reach, reach + 1, device=x.device)
         weight = torch.exp(-(taps**2) / (2 * width**2)) * (taps.abs() <= torch.floor(cut * width + 0.5))
         weight = weight / weight.sum(-1, keepdim=True)

@@ -10,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoints, inputs, processes, runtime, transforms, visualize
-from dapg import pngan, pose, trunk
+from common import checkpoints, images, inputs, processes, runtime, transforms, visualize
+from common.epoch import Epoch
+from dapg import trunk
+from dapg.poses import pngan, pose
 
-HELD_OUT = 0.1  # share of the training identities on which only the L1 is measured
+FIXED_PAIRS = 64  # on which the L1 is measured before and after
 
 
 def pairs(pids: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -36,7 +38,10 @@ def spoiled(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Data:
-    """Training images with poses: store, pids, poses, which identities are held out."""
+    """Training images with poses: store, pids, poses; which images train, and on which the L1 is measured.
+
+    Those are the same, as in PN-GAN, unless --variant gan_held_out keeps a share of the identities from training.
+    """
 
     def __init__(self, args, run, data):
         poses = pose.load(data.root, [s.path for s in data.train], data.kind, args.settings["detector"], run.device)
@@ -47,14 +52,21 @@ class Data:
         self.store = inputs.open_images(run, kept, args.height, args.width, f"{data.name} gan")
         self.pids = np.array([s.pid for s in kept])
         self.poses = np.stack([poses[Path(s.path).name] for s in kept])
-        ids = np.unique(self.pids)
-        self.held = np.isin(self.pids, ids[: max(1, round(HELD_OUT * len(ids)))])
+        ids, share = np.unique(self.pids), args.settings["gan_held_out"]
+        held = np.isin(self.pids, ids[: max(1, round(share * len(ids))) if share else 0])
+        self.training = np.flatnonzero(~held)
+        self.measured = np.flatnonzero(held) if share else self.training
+        self.metric = "held_out_l1" if share else "fixed_l1"
 
-    def batch(self, index: np.ndarray, device) -> tuple[Tensor, Tensor, Tensor]:
-        """source, target pose, target in [-1, 1] for pairs (B, 2)."""
-        source, target = (self.store.gather(column).to(device) for column in index.T)
-        drawn = pose.pictures(self.poses[index[:, 1]], *source.shape[2:]).to(device)
+    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Source, the target's pose as a picture, target, in [-1, 1] on the device, for pairs (B, 2)."""
+        source, target = (self.store.gather(column) for column in index.T)
+        drawn = images.to_device(pose.pictures(self.poses[index[:, 1]], *source.shape[2:]), source.device)
         return tuple(pngan.to_tanh(x) for x in (source, drawn, target))
+
+    def fixed(self, count: int, seed: int) -> np.ndarray:
+        """The same pairs (count, 2) at every call."""
+        return self.measured[pairs(self.pids[self.measured], count, np.random.default_rng(seed))]
 
 
 def build(args, run) -> pngan.PNGAN:
@@ -62,88 +74,91 @@ def build(args, run) -> pngan.PNGAN:
 
 
 @torch.no_grad()
-def held_out_l1(args, run, gan, data: Data) -> float:
-    """Mean L1 of the generator on up to 64 pairs of held-out identities, in [-1, 1] units."""
-    index = np.flatnonzero(data.held)[pairs(data.pids[data.held], 64, np.random.default_rng(0))]
-    total = 0.0
+def fixed_l1(args, gan, data: Data) -> float:
+    """Mean L1 of the generator on fixed pairs, in [-1, 1] units."""
+    index, total = data.fixed(FIXED_PAIRS, 0), 0.0
     for part in np.array_split(index, max(1, len(index) // args.batch_size)):
-        source, drawn, target = data.batch(part, run.device)
+        source, drawn, target = data.batch(part)
         total += float((gan.generator(source, drawn) - target).abs().mean()) * len(part)
     return total / len(index)
 
 
-def train_one_epoch(args, run, gan, optimizers, grad_scaler, data: Data, epoch: int) -> dict:
+def steps_per_epoch(args, data: Data) -> int:
+    count = len(data.training)
+    if args.settings["gan_pairs"] == "identity":
+        sizes = np.unique(data.pids[data.training], return_counts=True)[1].astype(np.int64)
+        count = min(int((sizes * (sizes - 1)).sum()), args.settings["pairs_per_epoch"])
+    return min(max(1, count // args.batch_size), args.iters or count)
+
+
+def train_one_epoch(args, run, gan, optimizers, decay, grad_scaler, data: Data, number: int) -> dict[str, float]:
     """One G step, then one D step a batch; returns mean losses."""
-    rng, generator = np.random.default_rng([args.seed, epoch + 1]), runtime.generator(run, epoch)
-    free = np.flatnonzero(~data.held)
-    count = int((np.unique(data.pids[free], return_counts=True)[1].astype(np.int64) ** 2).sum() - len(free))
-    count = min(count, args.settings["pairs_per_epoch"]) if args.settings["gan_pairs"] == "identity" else len(free)
-    steps = min(max(1, count // args.batch_size), args.iters or count)
-    if args.settings["gan_pairs"] == "self":
-        index = np.repeat(rng.choice(free, (steps * args.batch_size, 1)), 2, 1)
+    steps, itself = steps_per_epoch(args, data), args.settings["gan_pairs"] == "self"
+    rng, generator = np.random.default_rng([args.seed, number + 1]), runtime.generator(run, number)
+    if itself:
+        index = data.training[rng.integers(0, len(data.training), (steps * args.batch_size, 1))].repeat(2, 1)
     else:
-        index = free[pairs(data.pids[free], steps * args.batch_size, rng)]
-    totals = np.zeros(3)
-    for i, part in enumerate(tqdm(np.split(index, steps), desc=f"epoch {epoch + 1}", leave=False, disable=None)):
-        source, drawn, target = data.batch(part, run.device)
-        if args.settings["gan_pairs"] == "self":
-            source = spoiled(source, generator)
-        where = f"epoch {epoch + 1}, step {i + 1}"
+        index = data.training[pairs(data.pids[data.training], steps * args.batch_size, rng)]
+    epoch = Epoch(run, number, np.split(index, steps), steps)
+    for part in epoch:
+        source, drawn, target = data.batch(part)
+        source = spoiled(source, generator) if itself else source
         with run.autocast():
             fake = gan.generator(source, drawn)
             loss_g, l1 = pngan.generator_loss(gan, fake, target)
-        runtime.step(run, loss_g, optimizers.parts[:1], grad_scaler, where)
+        runtime.step(run, loss_g, optimizers.parts[:1], grad_scaler, epoch.where)
         with run.autocast():
             loss_d = pngan.discriminator_loss(gan, fake, source)
-        runtime.step(run, loss_d, optimizers.parts[1:], grad_scaler, where)
-        totals += [float(loss_g), float(loss_d), float(l1)]
-    return dict(zip(("loss_g", "loss_d", "l1"), (totals / steps).tolist()))
+        runtime.step(run, loss_d, optimizers.parts[1:], grad_scaler, epoch.where)
+        decay.step()
+        epoch.add(len(part), loss_g=loss_g, loss_d=loss_d, l1=l1)
+    return epoch.means(gan)
 
 
 def run_gan(args, run) -> None:
-    """Stage gan. Raises: ValueError for small images and under several processes."""
-    if min(args.height, args.width) < 56 or args.height % 4 or args.width % 4:
-        raise ValueError(f"--stage gan needs sides of at least 56, multiples of 4, got {args.height} x {args.width}")
-    if run.world_size > 1:
-        raise ValueError("--stage gan trains on one process; start it with python instead of torchrun")
+    """The whole of stage gan: data, training, generator with canonical poses, picture, result file."""
     market = inputs.dataset(run, args.dataset)
     runtime.open_log(run, inputs.data_name(market))
     data, gan = Data(args, run, market), build(args, run)
     optimizers, grad_scaler = pngan.Optimizers(gan, args.lr), runtime.scaler(run)
-    decay = pngan.Decay(optimizers, args.lr, args.epochs)
+    decay = pngan.Decay(optimizers, args.lr, args.epochs * steps_per_epoch(args, data))
     first = runtime.resume(run, gan, optimizers, decay, grad_scaler)
     if "before" not in run.extra:
-        run.extra["before"] = held_out_l1(args, run, gan, data)
-    stats = {}
-    for epoch in range(first, args.epochs):
-        runtime.seed_epoch(run, epoch)
-        stats = train_one_epoch(args, run, gan, optimizers, grad_scaler, data, epoch)
-        decay.step()
-        runtime.say(run, f"epoch {epoch + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in stats.items()))
-        run.extra["last"] = stats
-        runtime.save(run, epoch + 1, gan, optimizers, decay, grad_scaler, stats)
+        run.extra["before"] = fixed_l1(args, gan, data)
+    for number in range(first, args.epochs):
+        runtime.seed_epoch(run, number)
+        run.extra["last"] = train_one_epoch(args, run, gan, optimizers, decay, grad_scaler, data, number)
+        runtime.save(run, number + 1, gan, optimizers, decay, grad_scaler, run.extra["last"])
+    save_generator(args, run, gan, data)
+    draw_grid(gan, data, run.log_dir / "pairs.png")
+    before, after = run.extra["before"], fixed_l1(args, gan, data)
+    metrics = {data.metric: after, f"before.{data.metric}": before, **run.extra["last"]}
+    protocol = {
+        "dataset": inputs.data_name(market),
+        "pairs": args.settings["gan_pairs"],
+        "held_out_ids": args.settings["gan_held_out"],
+    }
+    path = runtime.record(run, metrics, inputs.describe(market), protocol, epoch=args.epochs)
+    runtime.say(
+        run,
+        f"L1 of {FIXED_PAIRS} fixed pairs {before:.3f} -> {after:.3f}; generator in "
+        f"{run.log_dir / 'generator.pt'}; result in {path}",
+    )
+
+
+def save_generator(args, run, gan, data: Data) -> None:
+    """generator.pt with the canonical poses and what rebuilds the network; the poses also as canonical_poses.json."""
     canon = pose.canonical(dict(enumerate(data.poses)))
     settings = {k: args.settings[k] for k in ("ngf", "blocks")} | {"height": args.height, "width": args.width}
     state = {"state_dict": gan.generator.state_dict(), "poses": canon.tolist(), "settings": settings}
     checkpoints.replace(run.log_dir / "generator.pt", lambda file: torch.save(state, file))
     pose.write(run.log_dir / "canonical_poses.json", {f"pose{i}": p for i, p in enumerate(canon)})
-    draw_grid(run, gan, data, run.log_dir / "pairs.png")
-    after = held_out_l1(args, run, gan, data)
-    metrics = {"held_out_l1": after, "before.held_out_l1": run.extra["before"], **run.extra["last"]}
-    protocol = {"dataset": inputs.data_name(market), "pairs": args.settings["gan_pairs"], "held_out_ids": HELD_OUT}
-    path = runtime.record(run, metrics, inputs.describe(market), protocol, epoch=args.epochs)
-    runtime.say(
-        run,
-        f"L1 on held-out identities {run.extra['before']:.3f} -> {after:.3f}; generator in "
-        f"{run.log_dir / 'generator.pt'}; result in {path}",
-    )
 
 
 @torch.no_grad()
-def draw_grid(run, gan, data: Data, path: Path) -> Path:
-    """Rows of source, pose, target, generated image, of held-out identities."""
-    index = np.flatnonzero(data.held)[pairs(data.pids[data.held], 6, np.random.default_rng(1))]
-    source, drawn, target = data.batch(index, run.device)
+def draw_grid(gan, data: Data, path: Path) -> Path:
+    """Rows of source, pose, target, generated image."""
+    source, drawn, target = data.batch(data.fixed(6, 1))
     columns = [
         pngan.to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
         for x in (source, drawn, target, gan.generator(source, drawn))
@@ -160,7 +175,7 @@ def load_generator(args) -> tuple[pngan.Generator, np.ndarray, str, dict]:
         if source.startswith("row:")
         else source
     )
-    state = trunk.read(path)
+    state = checkpoints.load(path, "generator", "run --stage gan first, or give row:NAME of a finished one")
     if not isinstance(state, dict) or not {"state_dict", "poses", "settings"} <= state.keys():
         raise ValueError(f"{path} is no generator.pt of --stage gan")
     settings = state["settings"]
@@ -190,7 +205,7 @@ def run_generate(args, run) -> None:
     todo = [i for i, s in enumerate(samples) if not all(name.is_file() for name in outputs(folder, s.path))]
     blocks = [todo[i : i + args.batch_size] for i in range(0, len(todo), args.batch_size)][run.rank :: run.world_size]
     for part in tqdm(blocks, desc="generate", disable=None if run.main else True):
-        source = pngan.to_tanh(store.gather(np.array(part)).to(run.device))
+        source = pngan.to_tanh(store.gather(np.array(part)))
         for p in range(pose.POSES):
             with torch.inference_mode(), run.autocast():
                 fake = pngan.to_pixels(network(source, drawn[p : p + 1].expand_as(source)))

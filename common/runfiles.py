@@ -1,0 +1,63 @@
+"""Files of a run, written whole or not at all, and the names of its checkpoints. Knows no torch."""
+
+import contextlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+OWN = re.compile(r"checkpoint_(\d{4}|[1-9]\d{4,})\.pt")  # of checkpoints.write; all else is the user's
+TEMPORARY = re.compile(r".+\.[0-9a-f]+\.tmp")
+
+
+def replace(path: Path, write_to) -> None:
+    """Call write_to(binary file) on a temporary file beside `path`, flush it to the disk and move it into place.
+
+    The temporary name is drawn, so that no two processes, whatever their machines, write to the same one.
+    Raises: OSError with path and bytes written so far; the temporary file is removed and `path` is left as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    written = 0
+    try:
+        with open(temporary, "xb") as file:
+            try:
+                write_to(file)
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                with contextlib.suppress(OSError, ValueError):
+                    written = file.tell()
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        reason = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch.save closes its archive over a failed write
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(
+            f"could not write {path} ({written} bytes written): {reason}; free some space or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints that `write` made in a folder, oldest first; copies under other names are not among them."""
+    found = [path for path in folder.iterdir() if OWN.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=epoch_of)
+
+
+def newest(folder: Path) -> Path | None:
+    return (listed(folder) or [None])[-1]
+
+
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of one of the files of `listed`."""
+    return int(OWN.fullmatch(path.name)[1])
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed run left half-written; only for the one process that may write there."""
+    for path in folder.glob("*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The noise library, noise groups of the robustness training (sec. II-A) and AugMix."""

@@ -1,0 +1,1 @@
+"""Poses, PN-GAN and the generated images of the alignment (sec. II-B)."""
