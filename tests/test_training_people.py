@@ -15,9 +15,9 @@ from aff_scl import test as aff_scl_test
 from aff_scl import train as aff_scl_train
 from common import checkpoints, datasets, inputs, runtime
 from convnext_ap import test as convnext_test
-from dapg import agw
 from dapg import test as dapg_test
 from dapg import train as dapg_train
+from dapg.downstream import agw
 from prsnet import pretrain as prsnet_pretrain
 from prsnet import protocols
 from prsnet import test as prsnet_test
