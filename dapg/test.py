@@ -109,11 +109,12 @@ def run_own_images(args) -> None:
 
 
 def export_features(path: str, run, network, data: Data, stage: str) -> None:
-    """The clean features of query and gallery, of the stage's published kind."""
+    """Write the clean features of query and gallery, of the stage's published kind. Collective."""
     names = ("ir", "rgb") if data.data.name == "sysu" else ("rgb", "ir")
     kind = "bn" if stage == "agw" else "pool"
     feats = [protocols.features(run, network, data.stores[name], name)[kind] for name in names]
-    own_images.write_features(path, torch.cat(feats), own_images.sample_rows(data.data))
+    if run.main:
+        own_images.write_features(path, torch.cat(feats), own_images.sample_rows(data.data))
 
 
 def evaluate(args) -> None:
@@ -124,7 +125,7 @@ def evaluate(args) -> None:
     network, data = network.to(run.device), Data(settings, run)
     check_unseen(run, data, trained)
     data.open(settings, run)
-    if args.export_features and run.main:
+    if args.export_features:
         export_features(args.export_features, run, network, data, trained.stage)
     types = [args.corruption] if args.corruption else [t for t in BENCH20 if t not in args.noise_exclude]
     corruption = protocols.Corruption(tuple(types), args.severity or 0, args.draws)

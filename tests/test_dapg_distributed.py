@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
@@ -73,8 +74,9 @@ def test_whole_stages_train_in_two_processes(tmp_path):
         assert 0 <= found["instance.mAP"] <= 1 and ("mc" in found) == ("byol" not in flags)
 
 
-def evaluated(data, checkpoint) -> list[str]:
-    return [line for line in run_test(data, "--checkpoint", checkpoint, "--draws", 2).splitlines() if "rank-1" in line]
+def evaluated(data, checkpoint, out) -> list[str]:
+    said = run_test(data, "--checkpoint", checkpoint, "--draws", 2, "--export-features", out)
+    return [line for line in said.splitlines() if "rank-1" in line]
 
 
 @pytest.mark.parametrize(
@@ -97,9 +99,10 @@ def test_finetuning_and_evaluation_in_two_processes(tmp_path, stage, dataset, ke
         2,
     ]
     on_ranks(2, whole_stages, data_dir(), tmp_path, [[*flags, "--variant", "draws=2"]])
-    trained, said = result(tmp_path), evaluated(data_dir(), log_dir(tmp_path / "0"))
-    assert on_ranks(2, evaluated, data_dir(), log_dir(tmp_path / "0")) == [said, []]  # rank 0 speaks
+    trained, said = result(tmp_path), evaluated(data_dir(), log_dir(tmp_path / "0"), tmp_path / "one")
+    assert on_ranks(2, evaluated, data_dir(), log_dir(tmp_path / "0"), tmp_path / "two") == [said, []]  # rank 0 speaks
     assert len(said) == 4
+    assert np.allclose(*(np.load(tmp_path / name / "features.npy") for name in ("one", "two")), atol=1e-6)
     for key in keys:
         (line,) = (line for line in said if line.split()[0] == key)
         assert line.split()[2] == f"{100 * trained[f'{key}.rank1']:.1f}"

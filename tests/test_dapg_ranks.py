@@ -69,11 +69,11 @@ def first_step(data, name: str, words: list[str], images: tuple[torch.Tensor, ..
         args, run, model, _, opened = finetuning(data, *words)
         labels = torch.from_numpy(downstream.epoch_batches(args, run, opened, 0)[2][0])
         views = [own_share(run, x).flatten(0, 1) for x in images]
-        loss, keys = downstream.objective(args, run, model.train(), *views, labels)[0], None
+        (loss, parts), keys = downstream.objective(args, run, model.train(), *views, labels), None
     else:
         args, run, model, _, _, _, generated = pretraining(data, *words)
         step = pretrain.make_step(args, run, 0, generated)
-        loss, _, keys = step.loss(model.train(), own_share(run, *images))
+        loss, parts, keys = step.loss(model.train(), own_share(run, *images))
     loss.backward()
     bare = runtime.bare(model)
     if hasattr(bare, "after_step"):
@@ -82,6 +82,7 @@ def first_step(data, name: str, words: list[str], images: tuple[torch.Tensor, ..
     gradient = torch.cat([p.grad.flatten() for p in bare.parameters() if p.grad is not None])
     return {
         "loss": processes.gather(run, loss[None]).mean(),
+        "parts": processes.gather(run, torch.stack([part.detach().float() for part in parts.values()])[None]).mean(0),
         "gradient": gradient[::53].clone(),
         "norm": gradient.norm(),
         "buffers": torch.cat([b.flatten().float() for b in bare.buffers()]),
@@ -114,7 +115,7 @@ def test_the_first_step_is_that_of_one_process(found, world, name):
     want = found[1][0][name]
     assert len(found[world]) == world
     for rank in found[world]:
-        gaps = {key: gap(rank[name][key], want[key]) for key in ("loss", "gradient", "norm", "buffers")}
+        gaps = {key: gap(rank[name][key], want[key]) for key in ("loss", "parts", "gradient", "norm", "buffers")}
         assert max(gaps.values()) < 1e-5 and rank[name]["parameters"] == want["parameters"], gaps
 
 

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from common import runtime, transforms
+from common.processes import gather_rows
 from dapg import losses
 from dapg.model import shuffled
 
 
 def spread(q: Tensor) -> Tensor:
-    """sqrt(D) times the mean deviation of each dimension of unit rows q (B, D): 1 isotropic, 0 collapsed."""
-    return q.detach().float().std(0).mean() * math.sqrt(q.shape[1])
+    """sqrt(D) times the mean deviation of each dimension of all ranks' unit rows q (B, D): 1 isotropic, 0 collapsed."""
+    return gather_rows(q.detach().float()).std(0).mean() * math.sqrt(q.shape[1])
 
 
 class Step:
