@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-FIRST_HALF := $(wildcard tests/test_[a-c]*.py tests/test_dapg_[a-d]*.py)
+FIRST_HALF := $(wildcard tests/test_[a-d]*.py)
 SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
 DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
 
