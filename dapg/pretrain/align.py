@@ -36,4 +36,5 @@ class Align(Step):
         return torch.stack([self.view(x, self.generator) for x in (pixels, positive)])
 
     def loss(self, model, pair: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Eq. (2) with one positive, no constraint: Eq. (3) needs noise images."""
         return self.one_positive(model, *pair)

@@ -43,7 +43,7 @@ class Step:
         """queries (V, B, 3, H, W) -> unit z (V, B, D) with gradient; keys (P, B, 3, H, W) -> unit k (P, B, D) without.
 
         Shuffled BatchNorm: the key images of all ranks are encoded in a random order, in groups of the global batch
-        (model.bn_splits of them, however many processes hold them), so that a query and its key share no statistics.
+        (bn_splits of them, however many processes hold them), so that a query and its key share no statistics.
         """
         inputs = [normalized(queries.flatten(0, 1))]
         if keys is not None:
