@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from common.losses import batch_hard_triplet
+from common.losses import batch_hard_triplet, wide
 
 ALPHA, GAMMA = 0.9, 1.5  # below Eq. (14)
 B = math.exp(GAMMA / ALPHA) - 1  # from gamma = alpha ln(b + 1): 4.294490
@@ -229,7 +229,7 @@ class Memory:
         ids, m = labels[:, 0], self.momentum  # (P,)
         if labels.device.type == "cpu" and ((labels != ids[:, None]).any() or len(ids.unique()) < len(ids)):
             raise ValueError("every row of labels (P, K) must hold one identity, and no two rows the same")
-        q = q.to(torch.promote_types(q.dtype, torch.float32))
+        q = wide(q)
         reference = self.means if self.hard_ref == "mean" else self.hards
         hardest = (q.detach() * reference[ids, None]).sum(2).argmin(1)  # Eq. (12), (P,); the first of equals
         hard = q[torch.arange(len(q), device=q.device), hardest]

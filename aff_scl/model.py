@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common import resnet, weights
 from common.flags import BACKBONES
+from common.losses import wide
 
 COPY = re.compile(r"\.copies\.(\d+)")  # of a DomainBatchNorm, in the names of its tensors
 
@@ -24,11 +25,6 @@ class Output(NamedTuple):
     feat: Tensor  # (B, D) unit rows
     pooled: Tensor  # (B, D) before the neck, for the triplet loss
     logits: Tensor | None  # (B, num_classes); None only without a classifier
-
-
-def fp32(x):
-    """x in float32 at least; float64 stays, which gradient checks need."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_precision(x):
@@ -42,14 +38,14 @@ class GlobalAvgPool(nn.Module):
     """(B, C, H, W) -> (B, C, 1, 1), mean over the map in float32."""
 
     def forward(self, x):
-        return fp32(x).mean((2, 3), keepdim=True)
+        return wide(x).mean((2, 3), keepdim=True)
 
 
 class GlobalMaxPool(nn.Module):
     """(B, C, H, W) -> (B, C, 1, 1), maximum over the map; unlike AdaptiveMaxPool2d, deterministic on CUDA."""
 
     def forward(self, x):
-        return fp32(x).amax((2, 3), keepdim=True)
+        return wide(x).amax((2, 3), keepdim=True)
 
 
 class GeM(nn.Module):
@@ -61,7 +57,7 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return fp32(x).clamp_min(self.eps).pow(self.p).mean((2, 3), keepdim=True).pow(1.0 / self.p)
+        return wide(x).clamp_min(self.eps).pow(self.p).mean((2, 3), keepdim=True).pow(1.0 / self.p)
 
 
 def open_gate(layer):
@@ -114,7 +110,7 @@ class SE(nn.Module):
         self.gate = nn.Sigmoid()
 
     def forward(self, x):
-        return x * self.gate(self.mlp(fp32(x).mean((2, 3), keepdim=True)))  # Eqs. (5), (6)
+        return x * self.gate(self.mlp(wide(x).mean((2, 3), keepdim=True)))  # Eqs. (5), (6)
 
 
 class SplitAttention(nn.Module):
@@ -135,7 +131,7 @@ class SplitAttention(nn.Module):
 
     def forward(self, x):
         first, second = x.chunk(2, 1)  # two halves of C/2 channels, as in APNet
-        logits = self.mlp(fp32(first + second).mean((2, 3), keepdim=True))  # Eq. (5) before its sigmoid, (B, C, 1, 1)
+        logits = self.mlp(wide(first + second).mean((2, 3), keepdim=True))  # Eq. (5) before its sigmoid, (B, C, 1, 1)
         if self.gate is not None:
             return x * self.gate(logits)  # Eq. (6)
         return x * logits.unflatten(1, (2, -1)).softmax(1).flatten(1, 2)  # each pair of channels shares a weight of 1

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.losses import wide
 from common.processes import gather_rows
 
 
@@ -63,8 +64,8 @@ class _GroupBatchNorm(_BatchNorm):
 
         Statistics in float32 at least, combined from each rank's count, mean and variance, so that nothing cancels.
         """
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        own_variance, own_mean = torch.var_mean(wide, [d for d in range(x.ndim) if d != 1], correction=0)
+        x32 = wide(x)
+        own_variance, own_mean = torch.var_mean(x32, [d for d in range(x.ndim) if d != 1], correction=0)
         count = own_mean.new_full((1,), x.numel() // x.shape[1])
         table = gather_rows(torch.cat([count, own_mean, own_variance])[None])  # (W, 1 + 2 C)
         first = torch.distributed.get_rank() // self.ranks * self.ranks
@@ -74,7 +75,7 @@ class _GroupBatchNorm(_BatchNorm):
         variance = (counts * (variances + (means - mean).square())).sum(0) / total
         scale = self.weight * (variance + self.eps).rsqrt()
         shape = [1, -1] + [1] * (x.ndim - 2)
-        out = (wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+        out = (x32 - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
         return out.to(x.dtype), mean.detach(), variance.detach() * total / (total - 1)
 
     @torch.no_grad()

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least: squares overflow fp16, and bf16 loses means. float64 stays, as gradient checks need."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:
     """Batch-hard triplet loss: the farthest positive and the nearest negative of every anchor, mean over the anchors.
 
@@ -20,7 +25,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3
     if feats.ndim != 2 or labels.shape != feats.shape[:1]:
         raise ValueError(f"expected feats (B, D) and labels (B,), got {tuple(feats.shape)} and {tuple(labels.shape)}")
     with torch.autocast(feats.device.type, enabled=False):
-        feats = feats.to(torch.promote_types(feats.dtype, torch.float32))
+        feats = wide(feats)
         same = labels[:, None] == labels[None, :]  # (B, B)
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         counted = positive.any(1) & ~same.all(1)  # (B,)

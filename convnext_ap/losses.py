@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.losses import batch_hard_triplet
+from common.losses import batch_hard_triplet, wide
 from common.processes import gather_rows
 
 MARGIN, GAMMA = 0.25, 32.0  # m and gamma of the circle loss; paper silent, from the code base that the paper builds on
@@ -35,7 +35,7 @@ def pair_terms(feats: Tensor, labels: Tensor, m: float, gamma: float) -> tuple[T
     Returns: negative (B, B), positive (B, B), and where each counts (B, B) bool; the diagonal never does.
     """
     with torch.autocast(feats.device.type, enabled=False):
-        unit = F.normalize(feats.to(torch.promote_types(feats.dtype, torch.float32)))
+        unit = F.normalize(wide(feats))
         sim = unit @ unit.T
         positive = -gamma * (1 + m - sim.detach()).clamp_min(0) * (sim - (1 - m))
         negative = gamma * (sim.detach() + m).clamp_min(0) * (sim - m)

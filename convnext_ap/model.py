@@ -18,8 +18,9 @@ from torchvision import models
 from torchvision.models.convnext import CNBlock, CNBlockConfig
 
 from common import weights
+from common.losses import wide
 from convnext_ap.settings import POSITIONS, STRIDE, TRUNKS, check_size, name_of
-from convnext_ap.simam import simam, wide
+from convnext_ap.simam import simam
 
 WIDTH = 256  # length of a head's feature h, sec. 3.3.2 step 4
 STAGES = ("pcb", "assign", "joint")

@@ -12,12 +12,9 @@ at most 0.045, by 0.006 on average; on the 64 x 32 maps of the first by 0.0007 a
 import torch
 from torch import Tensor
 
+from common.losses import wide
+
 LAMBDA = 1e-4  # lam of Eq. (3); paper silent, SimAM's
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least: squares overflow fp16, and bf16 loses the mean. float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def energy(t: Tensor, mu: Tensor, s2: Tensor, lam: float = LAMBDA) -> Tensor:

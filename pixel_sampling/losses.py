@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.losses import batch_hard_triplet, euclidean
+from common.losses import batch_hard_triplet, euclidean, wide
 from common.processes import gather_rows
-from pixel_sampling.model import wide
 from pixel_sampling.settings import CONSISTENCY
 
 MARGIN = 0.3  # m of Eq. (5)

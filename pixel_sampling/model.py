@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common import resnet as resnets
 from common import weights as files
 from common.flags import BACKBONES
+from common.losses import wide
 from common.resnet import STEM, unstride
 from pixel_sampling.settings import ARCHS
 
@@ -49,11 +50,6 @@ def reduction(size: int, out: int = 256) -> nn.Sequential:
 def full_precision(x: Tensor):
     """A context in which autocast leaves operations on x's device alone."""
     return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.losses import wide
 from prsnet.settings import DISTANCES, FORMS, MARGIN
 
 
@@ -27,11 +28,6 @@ def cross_distance(x: Tensor, y: Tensor, dist: str = "l2") -> Tensor:
     return pair_distance(x[:, None], y[None], dist)
 
 
-def fp32(x: Tensor) -> Tensor:
-    """x in float32 at least; float64 stays, which gradient checks need."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def root(squares: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0."""
     return torch.where(squares > 0, squares.clamp_min(1e-24).sqrt(), 0.0)
@@ -40,7 +36,7 @@ def root(squares: Tensor) -> Tensor:
 def identity_loss(logits: Tensor, labels: Tensor, real: Tensor, smoothing: float = 0.1) -> Tensor:
     """Cross-entropy with label smoothing of the real images: logits (P, K, C), labels (P,) of the identities."""
     targets = labels[:, None].expand(real.shape)
-    losses = F.cross_entropy(fp32(logits).flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing)
+    losses = F.cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing)
     return mean_over(losses, real.flatten())
 
 
@@ -50,7 +46,7 @@ def triplet(feats: Tensor, real: Tensor, margin: float = MARGIN, dist: str = "l2
     Paper error: Eq. (2) prints ||f(N)||^2 for ||f(A) - f(N)||^2.
     """
     P, K, _ = feats.shape
-    x, r = fp32(feats.flatten(0, 1)), real.flatten()
+    x, r = wide(feats.flatten(0, 1)), real.flatten()
     same = torch.arange(P, device=x.device).repeat_interleave(K)
     same = same[:, None] == same[None]
     d = cross_distance(x, x, dist)
@@ -68,7 +64,7 @@ def centre_loss(feats: Tensor, labels: Tensor, real: Tensor, centres: Tensor, we
     The centres' own gradient is that of weight 1, so that a small weight does not slow them: they have an optimiser of
     their own (SGD, 0.5).
     """
-    f, c = fp32(feats), centres[labels][:, None]  # (P, 1, D)
+    f, c = wide(feats), centres[labels][:, None]  # (P, 1, D)
     pull = mean_over((f - c.detach()).square().sum(2), real)
     follow = mean_over((f.detach() - c).square().sum(2), real)
     return weight * pull + (follow - follow.detach())
@@ -104,7 +100,7 @@ def centroid_loss(
         rest = real.clone()
         rest[:, i] = False
         m = group_mean(masked, rest) if form.startswith("mctl") else None
-        slot = Slot(fp32(feats[:, i]), group_mean(feats, rest), m, rest.sum(1) * real[:, i])
+        slot = Slot(wide(feats[:, i]), group_mean(feats, rest), m, rest.sum(1) * real[:, i])
         own, other = EQUATIONS[form](slot, dist)
         counted = (slot.n > 0) & ((slot.n > 0).sum() > 1)  # a hinge needs two identities
         slots.append((hinge(own, other, counted.repeat(len(own) // len(counted)), margin), counted.any()))
@@ -194,7 +190,7 @@ def nearest(d: Tensor, taking: Tensor) -> Tensor:
 
 def group_mean(feats: Tensor, used: Tensor) -> Tensor:
     """Mean over the used slots, (P, K, D) with (P, K) bool -> (P, D); 0 where none is used."""
-    kept = torch.where(used[..., None], fp32(feats), 0.0)
+    kept = torch.where(used[..., None], wide(feats), 0.0)
     return kept.sum(1) / used.sum(1, keepdim=True).clamp_min(1)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.losses import wide
 from prsnet import masking
 from prsnet.settings import BLOCKS, SIZES, Size  # noqa: F401 re-exported
 
@@ -118,7 +119,7 @@ def initialise(module: nn.Module) -> None:
 def in_fp32(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x) in float32 at least, whatever autocast says, so that what leaves a network is not rounded to bf16."""
     with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
-        return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return layer(wide(x))
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
