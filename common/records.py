@@ -21,13 +21,16 @@ except ImportError:  # Windows
     resource = None
 
 SCHEMA = 1
-ROW_KEYS = {"paper", "args", "script", "needs", "note"}
+ROW_KEYS = {"paper", "args", "script", "needs", "note", "like"}
 
 
 def load_rows(project_dir: Path) -> dict[str, dict]:
     """Row name -> {paper, args, script, needs, note} of <project>/experiments.yaml.
 
-    Raises: FileNotFoundError; ValueError for unknown keys or values of the wrong kind.
+    `like: NAME` takes over what that row above says of script, needs and args; own args follow them, and of a flag
+    given twice the last counts.
+
+    Raises: FileNotFoundError; ValueError for unknown keys, values of the wrong kind, or a `like` that names no row above.
     """
     path = Path(project_dir) / "experiments.yaml"
     if not path.is_file():
@@ -48,7 +51,17 @@ def _rows(path: Path, changed: int) -> dict[str, dict]:
             )
         if not isinstance(row.get("args", ""), str) or not isinstance(row.get("paper", {}), dict):
             raise ValueError(f"{path}: row {name}: args must be a string and paper a mapping")
-    return rows
+    whole = {}
+    for name, row in rows.items():
+        if "like" in row:
+            if row["like"] not in whole:
+                raise ValueError(f"{path}: row {name} is like {row['like']}, which is no row above it")
+            model = whole[row["like"]]
+            taken = {key: model[key] for key in ("script", "needs") if key in model}
+            row = taken | row | {"args": f"{model.get('args', '')} {row.get('args', '')}".strip()}
+            del row["like"]
+        whole[name] = row
+    return whole
 
 
 def unknown_row(project: str, name: str, rows: dict) -> str:

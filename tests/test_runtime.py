@@ -78,6 +78,27 @@ def test_rows_with_mistakes_are_refused(tmp_path, row, sentence):
         records.load_rows(tmp_path / "none")
 
 
+def test_a_row_may_be_like_another(tmp_path):
+    rows = {
+        "a": {
+            "script": "pretrain.py",
+            "args": "--lr 1 --epochs 2",
+            "needs": ["x"],
+            "note": "its own",
+            "paper": {"mAP": 1.0},
+        },
+        "b": {"like": "a", "args": "--lr 2"},
+        "c": {"like": "b", "needs": [], "note": "mine"},
+    }
+    (tmp_path / "experiments.yaml").write_text(json.dumps(rows))
+    read = records.load_rows(tmp_path)
+    assert read["b"] == {"script": "pretrain.py", "args": "--lr 1 --epochs 2 --lr 2", "needs": ["x"]}
+    assert read["c"] == {"script": "pretrain.py", "args": read["b"]["args"], "needs": [], "note": "mine"}
+    (tmp_path / "experiments.yaml").write_text(json.dumps({"b": rows["b"], "a": rows["a"]}))
+    with pytest.raises(ValueError, match="row b is like a, which is no row above it"):
+        records.load_rows(tmp_path)
+
+
 def a_run(seed=0, rank=0):
     return Namespace(seed=seed, rank=rank, device=torch.device("cpu"))
 
