@@ -42,6 +42,8 @@ VARIANTS = {
     "nl_inter": 1,
     "cil_clean": ("erased", "raw"),
     "cil_weight": 12.0,
+    "trunk_lr": 0.1,
+    "rates": ("agw", "cosine"),
     "draws": 10,
     "select": ("last", "best_test"),
 }

@@ -83,6 +83,9 @@ def test_exported_trunks_and_rows_are_found_by_kind(tmp_path):
 def test_schedules():
     assert [round(trunk.cosine(e, 300, 10), 3) for e in (0, 5, 10, 155, 300)] == [0, 0.5, 1, 0.5, 0]
     assert [agw.schedule(e) for e in (0, 9, 10, 19, 20, 49, 50, 80)] == [0.1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    cosine = [agw.schedule(e, "cosine") for e in range(82)]
+    assert cosine[:10] == [agw.schedule(e) for e in range(10)] and cosine[10] == 1 and cosine[81] < 1e-12
+    assert sum(cosine[10:82]) == pytest.approx(36)  # half of the steps, and the first
 
 
 # ------------------------------------------------------------------------------------------------------------------ AGW

@@ -269,7 +269,17 @@ PAPERS = {
     "--method byol": dict(dataset="luperson", epochs=300, lr=0.06, batch_size=256, weight_decay=1e-4),
     "--preset stable": dict(lr=7.5e-4, tau=0.1, severity_max=3),
 }
-VARIANTS = dict(cil_weight=12.0, ngf=64, blocks=9, momentum=0.999, pairs_per_epoch=160000, gan_held_out=0.0, draws=10)
+VARIANTS = dict(
+    cil_weight=12.0,
+    ngf=64,
+    blocks=9,
+    momentum=0.999,
+    pairs_per_epoch=160000,
+    gan_held_out=0.0,
+    trunk_lr=0.1,
+    rates="agw",
+    draws=10,
+)
 
 
 @pytest.mark.parametrize("words", PAPERS)

@@ -1,5 +1,7 @@
 """AGW's two-stream network (Ye et al. 2022), the downstream model of both fine-tunings: AGW itself and CIL."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -102,16 +104,20 @@ class Extractor(nn.Module):
         return torch.cat([normal(pooled, dim=1), normal(self.network.neck(pooled), dim=1)], 1)
 
 
-def parameter_groups(network: TwoStream, lr: float) -> list[dict]:
-    """Neck and classifier at the full rate, everything else at a tenth of it."""
+def parameter_groups(network: TwoStream, lr: float, share: float = 0.1) -> list[dict]:
+    """Neck and classifier at the full rate, everything else at a share of it: a tenth, for a pre-trained trunk."""
     head = {id(p) for part in (network.neck, network.classifier) for p in part.parameters()}
     rest = [p for p in network.parameters() if id(p) not in head and p.requires_grad]
     full = [p for p in network.parameters() if id(p) in head and p.requires_grad]
-    return [{"params": rest, "lr": 0.1 * lr}, {"params": full, "lr": lr}]
+    return [{"params": rest, "lr": share * lr}, {"params": full, "lr": lr}]
 
 
-def schedule(epoch: int) -> float:
-    """Learning-rate factor of AGW: ten epochs of warm-up, then 1, 0.1 from epoch 20 and 0.01 from epoch 50."""
+def schedule(epoch: int, form: str = "agw") -> float:
+    """Learning-rate factor of an epoch of 81: ten of warm-up, then AGW's 1, 0.1 from 20 and 0.01 from 50, or a cosine
+    to 0, which leaves a trunk with random weights more time.
+    """
     if epoch < 10:
         return (epoch + 1) / 10
+    if form == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * (epoch - 10) / 71)
     return 1.0 if epoch < 20 else 0.1 if epoch < 50 else 0.01

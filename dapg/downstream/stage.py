@@ -58,10 +58,11 @@ def build(args, run, data: Data):
         f"{sum(p.numel() for p in network.parameters()):,} parameters, {data.num_classes} identities, "
         f"trunk from {args.weights}" + (f", split {data.split}" if data.split else ""),
     )
-    groups = agw.parameter_groups(network, args.lr)
+    groups = agw.parameter_groups(network, args.lr, args.settings["trunk_lr"])
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=args.weight_decay)
     span = args.epochs / 81  # AGW's 81 epochs, stretched to --epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: agw.schedule(int(epoch / span)))
+    form = args.settings["rates"]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: agw.schedule(int(epoch / span), form))
     return processes.parallel(run, network), optimizer, scheduler
 
 
