@@ -30,7 +30,7 @@ def load_rows(project_dir: Path) -> dict[str, dict]:
     `like: NAME` takes over what that row above says of script, needs and args; own args follow them, and of a flag
     given twice the last counts.
 
-    Raises: FileNotFoundError; ValueError for unknown keys, values of the wrong kind, or a `like` that is no row above it.
+    Raises: FileNotFoundError; ValueError for unknown keys, wrong kinds of values, or a `like` that is no row above it.
     """
     path = Path(project_dir) / "experiments.yaml"
     if not path.is_file():
