@@ -1,6 +1,6 @@
 """Batched augmentation on the device: every image draws its own parameters, with no host sync.
 
-    augment = Augment(flip=0.5, pad=10, erase=0.5)                   # the list of the unsupervised papers
+    augment = Augment(flip=0.5, erase=0.5)                           # the list of the unsupervised papers
     x = augment(images, generator)                     # uint8 (B, 3, H, W) -> float32 (B, 3, H, W), normalised
     x, masks = augment(images, generator, masks)       # label maps uint8 (B, 1, H, W) move through the same geometry
 
@@ -211,14 +211,19 @@ def draw_geometry(
     shape: tuple,
     generator: torch.Generator,
     flip: float = 0.5,
-    pad: int = 10,
+    pad: int | None = None,
     crop_scale: tuple | None = None,
     crop_ratio: tuple = (3 / 4, 4 / 3),
 ) -> Geometry:
     """Random geometry for images of the shape (B, C, H, W): mirror with probability flip, crop after padding by pad
-    zeros, and with crop_scale a resized crop of that share of the area and a log-uniform ratio width / height."""
+    zeros, and with crop_scale a resized crop of that share of the area and a log-uniform ratio width / height.
+
+    pad None is the papers' 10 pixels, and the same share of images that are lower than their 256: ten pixels of a small
+    image would move a person half out of it.
+    """
     batch, height, width = shape[0], shape[-2], shape[-1]
     device = generator.device
+    pad = min(10, 10 * height // 256) if pad is None else pad
     flags = torch.rand(batch, device=device, generator=generator) < flip
     top = left = boxes = None
     if pad:
@@ -285,18 +290,18 @@ def draw_jitter(batch: int, generator: torch.Generator, strength: tuple, probabi
 class Augment:
     """Random augmentation of a batch in one call: geometry, colour, normalisation, erasing, in this order.
 
-    Args: flip probability; pad zeros a side before the crop (black pixels, since it comes before normalisation);
-    crop_scale for a resized crop (None: no) with crop_ratio; jitter strengths (brightness, contrast, saturation, hue)
-    with jitter_p; grey and blur probabilities, blur_sigma range in pixels; erase probability, erase_area,
-    erase_ratio, erase_law, and erase_fill, written after normalisation: values a channel (default: the ImageNet mean
-    as it stands, the lineage's quirk) or "random".
+    Args: flip probability; pad zeros a side before the crop (black pixels, since it comes before normalisation;
+    None: as draw_geometry); crop_scale for a resized crop (None: no) with crop_ratio; jitter strengths (brightness,
+    contrast, saturation, hue) with jitter_p; grey and blur probabilities, blur_sigma range in pixels; erase probability,
+    erase_area, erase_ratio, erase_law, and erase_fill, written after normalisation: values a channel (default: the
+    ImageNet mean as it stands, the lineage's quirk) or "random".
     """
 
     def __init__(
         self,
         *,
         flip: float = 0.5,
-        pad: int = 10,
+        pad: int | None = None,
         crop_scale: tuple | None = None,
         crop_ratio: tuple = (3 / 4, 4 / 3),
         interpolation: str = "bilinear",

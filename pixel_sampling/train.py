@@ -71,7 +71,6 @@ def augmentation(args) -> transforms.Augment:
     code = args.aug == "code"
     return transforms.Augment(
         flip=0.0 if code else 0.5,
-        pad=10 * args.height // 256,
         jitter=(0.1,) * 4 if code else None,
         erase=0.5 if args.re else 0.0,
         erase_law="uniform",

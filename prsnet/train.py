@@ -166,10 +166,7 @@ def main(args):
         run.args["test_images_of"] = leaked
     grad_scaler = runtime.scaler(run)
     augment = transforms.Augment(
-        pad=10 * args.height // 256,
-        erase_law="uniform",
-        erase_fill=ERASE_FILL[variants(args)["erase"]],
-        channels_last=True,
+        erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
     )
     for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)

@@ -88,6 +88,13 @@ def test_nearest_crop_takes_the_pixel_below_each_centre_as_pil_does():
     assert same > 0.97 * got.numel()  # PIL adds up steps in floating point and misses some centres on a border
 
 
+@pytest.mark.parametrize("height, pad", [(32, 1), (64, 2), (255, 9), (256, 10), (288, 10), (384, 10)])
+def test_a_small_image_is_moved_by_a_small_share_of_it(height, pad):
+    drawn = T.draw_geometry((400, 3, height, height // 2), generator())
+    assert drawn.pad == pad and int(drawn.top.max()) == int(drawn.left.max()) == 2 * pad
+    assert T.draw_geometry((4, 3, height, 8), generator(), pad=0).top is None
+
+
 @pytest.mark.parametrize("pad", [1, 10, 40])
 def test_gpu_forms_of_crop_and_erasing_equal_those_of_the_cpu(pad):
     images = random_images(40)
@@ -301,7 +308,7 @@ def test_the_lineages_list_equals_pil_given_the_same_draws():
     for i, image in enumerate(images):
         image = ImageOps.mirror(pil(image)) if geometry.flags[i] else pil(image)
         y, x = int(geometry.top[i]), int(geometry.left[i])
-        expected = to_tensor(ImageOps.expand(image, 10).crop((x, y, x + 32, y + 64)))
+        expected = to_tensor(ImageOps.expand(image, geometry.pad).crop((x, y, x + 32, y + 64)))
         top, left, height, width = boxes[i].tolist()
         expected[:, top : top + height, left : left + width] = torch.tensor(T.IMAGENET_MEAN)[:, None, None]
         torch.testing.assert_close(got[i], expected, atol=2e-6, rtol=0)

@@ -33,7 +33,7 @@ def pairs(pids: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 def spoiled(x: Tensor, generator: torch.Generator) -> Tensor:
     """Flipped, cropped and erased copies in [-1, 1]: the sources of --variant gan_pairs=self."""
-    x = transforms.draw_geometry(x.shape, generator, pad=10).apply(x + 1) - 1
+    x = transforms.draw_geometry(x.shape, generator).apply(x + 1) - 1
     return transforms.erase(x, transforms.draw_erasing(len(x), *x.shape[2:], generator), (0.0, 0.0, 0.0))
 
 
