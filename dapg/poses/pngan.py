@@ -108,7 +108,7 @@ class Optimizers:
 
     def __init__(self, gan: PNGAN, lr: float):
         self.parts = [
-            torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999))
+            torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999), fused=next(part.parameters()).is_cuda)
             for part in (gan.generator, gan.discriminator)
         ]
 
