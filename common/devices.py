@@ -9,7 +9,7 @@ import torch
 
 ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ \w+)", re.IGNORECASE)  # PyTorch on both devices, NumPy
 WHOLE = re.compile(r"total capacity of ([\d.]+ \w+)")
-FULL = ("out of memory", "can't allocate memory", "unable to allocate", "ALLOC_FAILED")  # also of cuDNN and cuBLAS
+FULL = ("out of memory", "can't allocate memory", "unable to allocate", "alloc_failed")  # also of cuDNN and cuBLAS
 
 
 def choose(local: int = 0, here: int = 1) -> torch.device:
@@ -36,7 +36,7 @@ def choose(local: int = 0, here: int = 1) -> torch.device:
 
 def hidden() -> bool:
     """Whether CUDA_VISIBLE_DEVICES is set and names no GPU."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")  # the last is Slurm's
 
 
 def _out_of_reach() -> str | None:
@@ -65,7 +65,7 @@ def described(device: torch.device) -> str:
 def out_of_memory(error: Exception, args: Namespace) -> str | None:
     """One sentence for an error that says that memory was full: what was asked for, and which flags lower it."""
     said = str(error)
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(word in said for word in FULL):
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(word in said.lower() for word in FULL):
         return None
     asked, whole = ASKED.search(said), WHOLE.search(said)
     gpu = isinstance(error, torch.OutOfMemoryError) or "CU" in said  # CUDA, CUDNN, CUBLAS

@@ -246,11 +246,23 @@ def _count_skipped(run: Run, grad_scaler: torch.amp.GradScaler, optimizers: list
     """Count on the device whether the scaler leaves this step out; a batch whose loss was not finite leaves no trace in
     the running statistics."""
     found = [flag for one in optimizers for flag in grad_scaler._found_inf_per_device(one).values()]
+    for optimizer in optimizers:
+        _start_momentum(optimizer)
     skips = torch.stack(found).amax().clamp(max=1)  # those flags are what grad_scaler.step goes by
     run.skipped = torch.stack([run.skipped[0] + skips, (run.skipped[1] + 1) * skips])
     running, kept = run.statistics
     if running:
         torch._foreach_copy_(kept, running) if finite else torch._foreach_copy_(running, kept)
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of SGD from 0 where there is none yet: its fused kernel, left out at the first step, would go on from
+    memory that nobody has set. The first step that counts is the same.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("momentum") else ():
+            if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 # ------------------------------------------------------------------------------------------------------- result file

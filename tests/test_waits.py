@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import dapg_runs
+import numpy as np
 import prsnet_small
 import pytest
 import test_convnext_ap_train
@@ -20,6 +21,7 @@ import pixel_sampling.train
 import prsnet.pretrain
 import prsnet.train
 from common.epoch import Epoch
+from dapg.noise import device_corruptions
 
 PLAIN = " ".join(test_pixel_sampling_train.PLAIN)
 SCRIPTS = {  # module, its smallest flags, and what is added to them
@@ -46,7 +48,7 @@ STAGES = {  # of dapg: what takes the steps of one epoch, and the flags
     "align": (dapg_runs.pretraining_losses, f"--stage align --source {{poses}} {BATCHES} stage2_noise=0.5"),
     "gan": (dapg_runs.gan_losses, "--stage gan --height 128 --width 64 -b 4 --epochs 1 --variant ngf=4 blocks=1"),
     "agw": (dapg_runs.finetuning_losses, f"--stage agw --dataset sysu {CROSS}"),
-    "cil": (dapg_runs.finetuning_losses, f"--stage cil --dataset regdb {CROSS}"),
+    "cil": (dapg_runs.finetuning_losses, f"--stage cil --dataset sysu {CROSS}"),
 }
 
 
@@ -100,5 +102,8 @@ def test_a_step_of_a_script_waits_for_nothing(project, more, amp, watched, tmp_p
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_of_a_stage_of_dapg_waits_for_nothing(stage, amp, watched):
     take, words = STAGES[stage]
+    kinds, images = np.arange(15).repeat(5), torch.zeros(75, 3, 64, 32, dtype=torch.uint8, device="cuda")
+    draw = torch.Generator("cuda").manual_seed(0)
+    device_corruptions.corrupt(images, kinds, np.tile(range(1, 6), 15), draw)  # their constants are made once
     take(*words.format(poses=dapg_runs.data_dir() / "poses").split(), "--iters", "3", "--amp", amp)
     assert watched == [3]

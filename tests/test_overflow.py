@@ -1,0 +1,150 @@
+"""Steps that fp16 leaves out, on the CPU with its gradient scaler: nothing of them stays, they are counted, and a run
+ends only when a hundred in a row did not succeed.
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import on_ranks
+
+from common import processes, runtime
+from common.epoch import Epoch
+
+GOOD, GRADIENT, LOSS = 1.0, 1e35, float("inf")  # factors of a loss: fine, its scaled gradient overflows, it overflows
+
+
+def a_run(rank=0, world_size=1):
+    args = {"amp": "fp16", "compile": False, "seed": 0}
+    return runtime.Run("p", "r", args, torch.device("cpu"), rank, world_size, Path("."), Path("."), 0.0)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, **options)
+
+
+def trained(factors, optimizer_of=sgd, run=None, scale=2.0**16):
+    """(model, epoch, what each step returned, state_dict after each) of steps whose losses have these factors."""
+    run, states, returned = run or a_run(), [], []
+    model = processes.parallel(run, network())
+    optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=scale)
+    draw = torch.Generator().manual_seed(1 + run.rank)
+    epoch = Epoch(run, 0, factors, len(factors))
+    for factor in epoch:
+        x = torch.randn(8, 4, generator=draw) * (factor if factor == LOSS else 1.0)
+        loss = model(x).square().mean() * factor
+        returned.append(runtime.step(run, loss, [optimizer], scaler, epoch.where))
+        epoch.add(8, loss=loss)
+        states.append(copy.deepcopy(runtime.bare(model).state_dict()))
+    return model, epoch, returned, states
+
+
+def moved(before, after) -> set[str]:
+    return {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_step_that_overflows_changes_no_weight_and_a_lost_batch_leaves_no_statistics(capsys):
+    model, epoch, returned, states = trained([GOOD, GRADIENT, LOSS, GOOD])
+    assert returned == [True, True, False, True]
+    assert moved(states[0], states[1]) == {"running_mean", "running_var", "num_batches_tracked"}
+    assert moved(states[1], states[2]) == {"num_batches_tracked"}
+    assert moved(states[2], states[3]) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    means = epoch.means(model)
+    assert means["skipped"] == 2 and 0 < means["loss"] < float("inf")
+    assert ", 2 of 4 steps skipped (fp16); " in capsys.readouterr().out
+
+
+def test_without_overflow_fp16_walks_as_a_loop_without_a_scaler():
+    *_, states = trained([GOOD] * 4)
+    model, draw = network(), torch.Generator().manual_seed(1)
+    optimizer = sgd(model)
+    for state in states:
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, generator=draw)).square().mean().backward()
+        optimizer.step()
+        assert all(torch.allclose(value, state[name], atol=1e-6) for name, value in model.state_dict().items())
+
+
+def test_the_mean_loss_is_over_the_steps_that_have_one(capsys):
+    run, values = a_run(), [1.0, float("nan"), 4.0]
+    epoch = Epoch(run, 0, values, 3)
+    for value in epoch:
+        run.skipped = torch.zeros(2)
+        epoch.add(1, loss=torch.tensor(value), never=torch.tensor(float("inf")))
+    assert epoch.means(network()) == {"loss": 2.5, "skipped": 0.0}
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_every_epoch_counts_from_nothing():
+    run = a_run()
+    first = trained([GOOD, LOSS, LOSS], run=run)
+    assert first[1].means(first[0])["skipped"] == 2
+    second = trained([LOSS, GOOD], run=run)
+    assert second[1].means(second[0])["skipped"] == 1 and run.skipped.tolist() == [1, 0]
+
+
+def test_a_hundred_in_a_row_end_the_run_and_ninety_nine_do_not():
+    run = a_run()
+    trained([LOSS] * 99 + [GOOD] + [LOSS] * 99 + [GOOD], run=run, scale=2.0**100)
+    assert run.skipped.tolist()[1] == 0
+    with pytest.raises(ValueError, match=r"none of the last 100 steps succeeded in fp16 at epoch 1, step 101, lr 0.01"):
+        trained([LOSS] * 101)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_first_step_that_is_left_out_leaves_no_unset_momentum(kind):
+    """Memory that nobody has set is NaN here; the fused kernels are those of a GPU."""
+    options = {"lr": 0.01} | ({"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {})
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = [
+            trained([LOSS, GOOD, GOOD], lambda model, fused=fused: kind(model.parameters(), **options, fused=fused))[3]
+            for fused in (True, False)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.allclose(value, found[1][-1][name], atol=1e-6) for name, value in found[0][-1].items())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_hooks_of_an_optimiser_see_gradients_without_the_scale(fused):
+    seen = []
+
+    def watched(model):
+        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+        parameters = list(model.parameters())
+        optimizer.register_step_pre_hook(
+            lambda *_: seen.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        )
+        return optimizer
+
+    trained([GOOD], watched)
+    model = network()
+    model(torch.randn(8, 4, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+    assert seen[0].item() == pytest.approx(
+        torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item(), rel=1e-4
+    )
+
+
+def one_rank_overflows():
+    run = a_run(int(os.environ["RANK"]), 2)
+    torch.distributed.init_process_group("gloo")
+    overflow = LOSS if run.rank == 1 else GOOD
+    _, _, returned, states = trained([GOOD, overflow, GOOD], run=run)
+    return {"returned": returned, "skipped": run.skipped, "weights": [state["0.weight"] for state in states]}
+
+
+def test_an_overflow_on_one_process_leaves_the_step_out_on_all():
+    first, second = on_ranks(2, one_rank_overflows)
+    assert first["returned"] == second["returned"] == [True, False, True]
+    assert first["skipped"].tolist() == second["skipped"].tolist() == [1, 0]
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"]))
+    assert torch.equal(first["weights"][0], first["weights"][1])
+    assert not torch.equal(first["weights"][1], first["weights"][2])
