@@ -3,15 +3,22 @@ ends only when a hundred in a row did not succeed.
 """
 
 import copy
+import json
 import os
 from pathlib import Path
 
+import dapg_runs
 import pytest
 import torch
+from conftest import TINY, write_market_and_duke
 from ranks import on_ranks
 
+import aff_scl.losses
+import aff_scl.train
+import dapg.model
 from common import processes, runtime
 from common.epoch import Epoch
+from dapg.pretrain import baselines
 
 GOOD, GRADIENT, LOSS = 1.0, 1e35, float("inf")  # factors of a loss: fine, its scaled gradient overflows, it overflows
 
@@ -148,3 +155,55 @@ def test_an_overflow_on_one_process_leaves_the_step_out_on_all():
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"]))
     assert torch.equal(first["weights"][0], first["weights"][1])
     assert not torch.equal(first["weights"][1], first["weights"][2])
+
+
+# ------------------------------------------------------------------- what a loop moves by a batch besides the weights
+def spied(monkeypatch, owner, name, seen):
+    """Calls of a method, and whether its first argument was finite, are added to `seen`."""
+    own = getattr(owner, name)
+
+    def spy(self, values, *rest):
+        seen.append(bool(values.isfinite().all()))
+        return own(self, values, *rest)
+
+    monkeypatch.setattr(owner, name, spy)
+
+
+def second_is_lost(monkeypatch, owner, name):
+    """What the second call of a function returns is NaN; the run has a gradient scaler."""
+    own, calls = getattr(owner, name), []
+
+    def overflowing(*args):
+        calls.append(1)
+        found, factor = own(*args), float("nan") if len(calls) == 2 else 1.0
+        if isinstance(found, tuple):  # loss, parts, keys
+            return found[0] * factor, found[1], found[2] * factor
+        return found * factor
+
+    monkeypatch.setattr(owner, name, overflowing)
+    monkeypatch.setattr(runtime, "scaler", lambda run: torch.amp.GradScaler("cpu", init_scale=16.0))
+
+
+@pytest.mark.filterwarnings("ignore:market|duke")
+@pytest.mark.parametrize("words, memories", [("", 1), ("--mode uda --source duke", 2)])
+def test_a_lost_batch_does_not_move_the_memories_of_aff_scl(words, memories, monkeypatch, tmp_path):
+    seen = []
+    second_is_lost(monkeypatch, aff_scl.train, "forward")
+    spied(monkeypatch, aff_scl.losses.Memory, "update", seen)
+    data = write_market_and_duke(tmp_path / "data")
+    places = ["--data-dir", data, "--logs-dir", tmp_path / "logs", "--results-dir", tmp_path / "results"]
+    flags = [*TINY, *words.split(), "--iters", 3, "--epochs", 1, *places]
+    aff_scl.train.main(aff_scl.train.parse_args([str(word) for word in flags]))
+    assert seen == [True] * 2 * memories
+    (log,) = (tmp_path / "results").rglob("seed0.log.jsonl")
+    line = json.loads(log.read_text())
+    assert line["skipped"] == 1 and 0 < line["loss"] < 20
+
+
+def test_a_lost_batch_does_not_enter_the_queue_of_dapg(monkeypatch):
+    seen = []
+    second_is_lost(monkeypatch, baselines.MoCo, "loss")
+    spied(monkeypatch, dapg.model.Contrast, "after_step", seen)
+    words = "--stage robust --method moco --weights none -b 8 --epochs 1 --iters 3 --variant queue=16 warmup=1"
+    dapg_runs.pretraining_losses(*words.split())
+    assert seen == [True, True]

@@ -1,7 +1,10 @@
-"""On a GPU the host waits once a step, where runtime.step says so, in every stage of every project."""
+"""On a GPU the host waits once a step, where runtime.step says so, in every stage of every project; and --deterministic
+goes through all of them.
+"""
 
 import contextlib
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -23,18 +26,27 @@ import prsnet.train
 from common.epoch import Epoch
 from dapg.noise import device_corruptions
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of --deterministic, read when CUDA starts
+MODES = ["", "--amp fp16", "--deterministic"]  # the last refuses operators without a deterministic kernel
 PLAIN = " ".join(test_pixel_sampling_train.PLAIN)
 SCRIPTS = {  # module, its smallest flags, and what is added to them
-    "aff_scl": (aff_scl.train, [*TINY, "--epochs", 1], ["", "--loss ce_tri", "--lb memory --variant hard_ref=hard",
-                "--mode uda --source duke", "--mode sup --bn-groups 1 -b 8"]),
-    "convnext_ap": (convnext_ap.train, [*test_convnext_ap_train.TINY, "--epochs", 1], ["", "--loss id --parts 0",
-                    "--variant optimizer=adamw circle_on=concat"]),
-    "pixel_sampling": (pixel_sampling.train, test_pixel_sampling_train.TINY, ["", f"--arch head_body {PLAIN}",
-                       "--arch mgn --consistency none --re", "--ps-mode random --consistency mse"]),
-    "prsnet-pretrain": (prsnet.pretrain, [*prsnet_small.WORDS, "--batch-size", 16, "--epochs", 1],
-                        ["--clip 1", "--model mae --mask-block 16 8"]),
-    "prsnet": (prsnet.train, [*prsnet_small.WORDS, *"-b 8 --num-instances 4 --epochs 1 --weights none".split()],
-               ["", "--centroid ctl --dist sq"]),
+    "aff_scl": (aff_scl.train, [*TINY, "--epochs", 1], [
+        "", "--loss ce_tri", "--lb memory --variant hard_ref=hard", "--cam se --swap --variant post=relu pool=gem",
+        "--mode uda --source duke", "--mode sup --bn-groups 1 -b 8",
+    ]),
+    "convnext_ap": (convnext_ap.train, [*test_convnext_ap_train.TINY, "--epochs", 1], [
+        "", "--loss id --parts 0", "--variant optimizer=adamw circle_on=concat",
+    ]),
+    "pixel_sampling": (pixel_sampling.train, test_pixel_sampling_train.TINY, [
+        "", f"--arch head_body {PLAIN}", "--ps-mode random --consistency mse", "--arch mgn --consistency none --re",
+        "--arch hpm --consistency none", "--arch pcb --consistency none --aug code",
+    ]),
+    "prsnet-pretrain": (prsnet.pretrain, [*prsnet_small.WORDS, "--batch-size", 16, "--epochs", 1], [
+        "--clip 1", "--model mae --mask-block 16 8",
+    ]),
+    "prsnet": (prsnet.train, [*prsnet_small.WORDS, *"-b 8 --num-instances 4 --epochs 1 --weights none".split()], [
+        "", "--centroid ctl --dist sq",
+    ]),
 }  # fmt: skip
 BATCHES = "--weights none --batch-size 8 --epochs 1 --variant queue=16 warmup=1"
 CROSS = "--weights none --batch-size 32 --epochs 1"
@@ -81,6 +93,7 @@ def watched(monkeypatch):
     monkeypatch.setattr(dapg_runs, "recorded", lambda: contextlib.nullcontext([]))  # which looks at every loss
     yield steps
     torch.cuda.set_sync_debug_mode("default")
+    torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
 
@@ -88,22 +101,22 @@ def watched(monkeypatch):
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("project, more", [(name, more) for name, (_, _, all) in SCRIPTS.items() for more in all])
-def test_a_step_of_a_script_waits_for_nothing(project, more, amp, watched, tmp_path):
+def test_a_step_of_a_script_waits_for_nothing(project, more, mode, watched, tmp_path):
     module, words, _ = SCRIPTS[project]
     places = ["--data-dir", people(), "--logs-dir", tmp_path / "logs", "--results-dir", tmp_path / "results"]
     iters = [] if project == "prsnet-pretrain" else ["--iters", 3]
-    module.main(module.parse_args([str(word) for word in (*words, *more.split(), *iters, *places, "--amp", amp)]))
+    module.main(module.parse_args([str(word) for word in (*words, *more.split(), *iters, *places, *mode.split())]))
     assert watched and min(watched) >= 3
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_step_of_a_stage_of_dapg_waits_for_nothing(stage, amp, watched):
+def test_a_step_of_a_stage_of_dapg_waits_for_nothing(stage, mode, watched):
     take, words = STAGES[stage]
     kinds, images = np.arange(15).repeat(5), torch.zeros(75, 3, 64, 32, dtype=torch.uint8, device="cuda")
     draw = torch.Generator("cuda").manual_seed(0)
     device_corruptions.corrupt(images, kinds, np.tile(range(1, 6), 15), draw)  # their constants are made once
-    take(*words.format(poses=dapg_runs.data_dir() / "poses").split(), "--iters", "3", "--amp", amp)
+    take(*words.format(poses=dapg_runs.data_dir() / "poses").split(), "--iters", "3", *mode.split())
     assert watched == [3]
