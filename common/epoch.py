@@ -66,7 +66,7 @@ class Epoch:
         text = ", ".join(f"{name} {value:.{digits}f}" for name, value in means.items())
         if self.run.skipped is not None:
             means["skipped"] = self.run.skipped[0].item()
-            text += f", {means['skipped']:.0f} of {self.step} steps skipped (fp16)" * bool(means["skipped"])
+            text += f", {means['skipped']:.0f} steps skipped (fp16)" * bool(means["skipped"])
         rate = self.images * self.run.world_size / (time.time() - self.began)
         runtime.say(self.run, f"epoch {self.number + 1}{f' ({note})' if note else ''}: {text}; {rate:.0f} images/s")
         return means
