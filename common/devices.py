@@ -70,7 +70,7 @@ def out_of_memory(error: Exception, args: Namespace) -> str | None:
     asked, whole = ASKED.search(said), WHOLE.search(said)
     gpu = isinstance(error, torch.OutOfMemoryError) or "CU" in said  # CUDA, CUDNN, CUBLAS
     text = f"the memory of {'the GPU' if gpu else 'this machine'} is too small"
-    text += f": {_size(asked[1])} more did not fit" * bool(asked) if asked else ""
+    text += f": {_size(asked[1])} more did not fit" if asked else ""
     text += f" into its {whole[1]}" if whole else ""
     return f"{text}; {_smaller(args)}"
 

@@ -62,7 +62,7 @@ class Epoch:
         sums = torch.stack([value.float() for value in self.totals.values()])
         counts = torch.stack([torch.as_tensor(count, device=sums.device).float() for count in self.counts.values()])
         sums, counts = processes.gather(self.run, torch.stack([sums, counts])[None]).double().mean(0)
-        means = {name: mean for name, mean in zip(self.totals, (sums / counts).tolist()) if mean == mean}
+        means = {name: s / n for name, s, n in zip(self.totals, sums.tolist(), counts.tolist()) if n}
         text = ", ".join(f"{name} {value:.{digits}f}" for name, value in means.items())
         if self.run.skipped is not None:
             means["skipped"] = self.run.skipped[0].item()

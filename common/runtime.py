@@ -192,8 +192,8 @@ def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.
 
     The finiteness of the loss is agreed over all ranks and read on the host after the backward pass has been queued and
     before the step, so that a GPU never runs dry for it. Under fp16 a step whose loss or gradients overflow changes
-    no weight, lowers the scale and is counted (run.skipped); what the loop itself moves by a batch whose loss was not
-    finite would not survive it. Hooks of an optimiser see gradients without the scale.
+    no weight, lowers the scale and is counted (run.skipped); a loop moves memories and queues by its batch only where
+    the loss was finite. Hooks of an optimiser see gradients without the scale.
     Raises: ValueError on every rank, with `where` and the learning rate: without fp16 for a loss that is not finite,
         before any parameter changes; under fp16 after TRIES steps in a row that were left out.
     """
@@ -244,7 +244,8 @@ def _check(finite: float, in_a_row: list[float], where: str) -> None:
 
 def _count_skipped(run: Run, grad_scaler: torch.amp.GradScaler, optimizers: list, finite: float) -> None:
     """Count on the device whether the scaler leaves this step out; a batch whose loss was not finite leaves no trace in
-    the running statistics."""
+    the running statistics.
+    """
     found = [flag for one in optimizers for flag in grad_scaler._found_inf_per_device(one).values()]
     for optimizer in optimizers:
         _start_momentum(optimizer)
