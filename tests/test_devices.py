@@ -167,7 +167,7 @@ def test_a_gpu_too_small_for_a_batch_ends_the_run_and_leaves_nothing_half_writte
 def test_a_process_too_many_under_torchrun_ends_all_with_a_sentence(market_dir, tmp_path):
     count = torch.cuda.device_count()
     launcher = [word.replace("nproc_per_node=2", f"nproc_per_node={count + 1}") for word in TORCHRUN]
-    words = [*TINY, "--data-dir", market_dir, "--logs-dir", tmp_path / "logs"]
+    words = [*TINY, "--data-dir", market_dir, "--logs-dir", tmp_path / "logs", "--results-dir", tmp_path]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     done = script(ROOT / "aff_scl/train.py", *words, launcher=launcher, CUDA_VISIBLE_DEVICES=visible)
     assert done.returncode == 1 and f"use --nproc_per_node={count}" in done.stderr and not (tmp_path / "logs").exists()

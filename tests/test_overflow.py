@@ -68,6 +68,13 @@ def test_a_step_that_overflows_changes_no_weight_and_a_lost_batch_leaves_no_stat
     assert ", 2 steps skipped (fp16); " in capsys.readouterr().out
 
 
+def test_a_loss_that_overflows_beside_finite_gradients_changes_no_weight_either():
+    model, x = network(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    before, scaler = copy.deepcopy(model.state_dict()), torch.amp.GradScaler("cpu")
+    assert not runtime.step(a_run(), model(x).mean() + LOSS, [sgd(model)], scaler, "here")
+    assert moved(before, model.state_dict()) <= {"running_mean", "running_var", "num_batches_tracked"}
+
+
 def test_without_overflow_fp16_walks_as_a_loop_without_a_scaler():
     *_, states = trained([GOOD] * 4)
     model, draw = network(), torch.Generator().manual_seed(1)
