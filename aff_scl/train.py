@@ -142,9 +142,9 @@ def identity_batches(run, args, domain, labels, number, seed, stream=0):
 def augmented(run, store, labels, drawn, generator):
     """This rank's share of the index batches `drawn` (steps, B), in equal parts in rank order: (images, labels)."""
     augment = transforms.Augment(erase_law="uniform")  # the ratio law of reid-strong-baseline and its descendants
-    labels, own = labels.to(run.device), np.split(drawn, run.world_size, axis=1)[run.rank]
+    own = np.split(drawn, run.world_size, axis=1)[run.rank]
     for batch, indices in images.batches(store, own, run.device, workers=run.args["workers"]):
-        yield augment(batch, generator), labels[indices.to(run.device)]
+        yield augment(batch, generator), images.to_device(labels[indices], run.device)
 
 
 def forward(run, model, x, domain=None):
@@ -180,8 +180,8 @@ def usl_epoch(run, args, model, optimizer, grad_scaler, number, target, labels, 
     for x, y in epoch:
         q, y = grid(forward(run, model, x), k), grid(y, k)  # (P, K, D), (P, K)
         loss, parts = contrast(q, y, memory, args)  # Eq. (8)
-        runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
-        memory.update(q, y)  # Eqs. (10), (12), (13)
+        if runtime.step(run, loss, [optimizer], grad_scaler, epoch.where):
+            memory.update(q, y)  # Eqs. (10), (12), (13)
         epoch.add(len(x), loss=loss, **parts)
     return epoch.means(model)
 
@@ -198,9 +198,9 @@ def uda_epoch(run, args, model, optimizer, grad_scaler, number, source, target, 
         q_s, y_s, q_t, y_t = grid(q_s, k_s), grid(y_s, k_s), grid(q_t, k_t), grid(y_t, k_t) + num_source
         loss_s, parts_s = contrast(q_s, y_s, memory, args)
         loss_t, parts_t = contrast(q_t, y_t, memory, args)
-        runtime.step(run, loss_s + loss_t, [optimizer], grad_scaler, epoch.where)
-        memory.update(q_s, y_s)
-        memory.update(q_t, y_t)
+        if runtime.step(run, loss_s + loss_t, [optimizer], grad_scaler, epoch.where):
+            memory.update(q_s, y_s)
+            memory.update(q_t, y_t)
         epoch.add(2 * len(x_s), loss=loss_s + loss_t, **{name: parts_s[name] + parts_t[name] for name in parts_s})
     run.extra["source_memory"] = memory[:num_source].state_dict()
     return epoch.means(model)
@@ -222,7 +222,10 @@ def baseline_epoch(run, args, model, optimizer, grad_scaler, number, target, lab
     batches, steps, _ = identity_batches(run, args, target, labels, number, args.seed)
     network, rate = runtime.bare(model), optimizer.param_groups[0]["lr"]
     network.set_classifier(means)
-    fresh = torch.optim.Adam(network.classifier.parameters(), lr=rate, weight_decay=args.weight_decay)
+    forward = network.classifier.forward  # the classes differ from epoch to epoch: a compiled one would be made anew
+    network.classifier.forward = torch.compiler.disable(forward)
+    fused = run.device.type == "cuda"
+    fresh = torch.optim.Adam(network.classifier.parameters(), lr=rate, weight_decay=args.weight_decay, fused=fused)
     epoch = Epoch(run, number, batches, steps)
     stats = labelled_epoch(run, processes.parallel(run, network), [optimizer, fresh], grad_scaler, epoch)
     network.set_classifier(None)

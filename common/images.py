@@ -226,7 +226,9 @@ def give_back(spare: list[np.ndarray], buffer: np.ndarray) -> None:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on device, without waiting for the copy where its memory is pinned."""
+    """The tensor on device; the host does not wait for the copy, for which its memory is pinned if it is not."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoints, locks, processes, records
+from common import checkpoints, devices, locks, processes, records
 from common.flags import RUN_FLAGS, compared
 from common.processes import say
 
@@ -38,7 +38,8 @@ def open_log(run, data_name: str) -> None:
     processes.barrier(run)
     say(
         run,
-        f"{run.project} {run.row} on {data_name}, seed {run.seed}: {run.world_size} process(es) on {run.device.type}; "
+        f"{run.project} {run.row} on {data_name}, seed {run.seed}: {run.world_size} process(es) on "
+        f"{devices.described(run.device)}; "
         f"log in {run.log_dir}",
     )
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import distances, evaluation, images, transforms, visualize
+from common import devices, distances, evaluation, images, transforms, visualize
 from common.datasets import files
 from common.runfiles import replace
 
@@ -111,7 +111,7 @@ def run(
     Args: size (height, width) of the network's images; out: folder for ranking.csv and ranking.png.
     Raises: FileNotFoundError, ValueError for a folder without images or an image that cannot be read, with its path.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose()
     of_gallery = gallery_descriptor or descriptor
     if args.export:
         export(of_gallery, size, Path(args.export))

@@ -106,7 +106,14 @@ def gather_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def parallel(run, model: torch.nn.Module) -> torch.nn.Module:
-    """The model, in DistributedDataParallel if there are several ranks, compiled if asked. BatchNorm: batchnorm.py."""
+    """The model, in DistributedDataParallel if there are several ranks, compiled if asked. BatchNorm: batchnorm.py.
+
+    Under fp16 the run is told the running statistics, which must not keep a batch that overflows (runtime.step).
+    """
+    if run.args["amp"] == "fp16":
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        running = [buffer for m in norms for buffer in (m.running_mean, m.running_var) if buffer is not None]
+        run.statistics = running, [buffer.clone() for buffer in running]
     if run.world_size > 1:
         ids = [run.device.index] if run.device.type == "cuda" else None
         ddp = torch.nn.parallel.DistributedDataParallel

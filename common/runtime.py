@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import commandline, log_folder, records
+from common import commandline, devices, log_folder, records
 from common.commandline import words  # noqa: F401 re-exported
 from common.evaluation import AMP_DTYPES
 from common.flags import PLACES, ROOT, add_run_flags, add_test_flags, method_flags, parse, variants  # noqa: F401
@@ -46,6 +46,8 @@ class Run:
     spent: float = 0.0  # seconds of earlier lives of this run, from the checkpoint
     extra: dict = field(default_factory=dict)
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)  # the log folder's lock
+    skipped: torch.Tensor | None = None  # under fp16: steps left out, (2,) in this epoch and in a row until now
+    statistics: tuple = ((), ())  # under fp16: running statistics, and copies of them after the last finite loss
 
     @property
     def seed(self) -> int:
@@ -73,7 +75,9 @@ def start(args: Namespace, project: str) -> Run:
     rank, world_size, local = (
         int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = devices.choose(local, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if device.type == "cpu" and getattr(args, "amp", "off") == "fp16":
+        raise ValueError("--amp fp16 needs a GPU, this runs on the CPU; use --amp bf16 or --amp off")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision(
@@ -84,7 +88,7 @@ def start(args: Namespace, project: str) -> Run:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not args.deterministic
     if "RANK" in os.environ and not dist.is_initialized():
-        _join("nccl" if device.type == "cuda" else "gloo", datetime.timedelta(hours=1))
+        _join(device, datetime.timedelta(hours=1))
     run = Run(
         project,
         args.row,
@@ -100,13 +104,14 @@ def start(args: Namespace, project: str) -> Run:
     return run
 
 
-def _join(backend: str, timeout: datetime.timedelta) -> None:
+def _join(device: torch.device, timeout: datetime.timedelta) -> None:
     """Default process group under torchrun. Keys carry the number of restarts, as the addresses of an earlier life of
     the job may still lie in the launcher's store and would be connected to.
     """
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    options = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(**options, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def execute(main, args: Namespace) -> None:
@@ -121,8 +126,11 @@ def execute(main, args: Namespace) -> None:
     except Finished as done:
         if os.environ.get("RANK", "0") == "0":
             print(done, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}{log_folder.keep_traceback()}", file=sys.stderr, flush=True)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        known = error if isinstance(error, ValueError | OSError) else devices.out_of_memory(error, args)
+        if known is None:
+            raise
+        print(f"error: {known}{log_folder.keep_traceback()}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # do not wait for other ranks: torchrun ends them
     if dist.is_available() and dist.is_initialized():
@@ -162,43 +170,100 @@ def generator(run: Run, epoch: int, stream: int = 0) -> torch.Generator:
 
 # ------------------------------------------------------------------------------------------------------- optimiser step
 
+TRIES = 100  # steps in a row that fp16 may leave out before the run ends
+
+
+def begin_epoch(run: Run) -> None:
+    """Count the steps that fp16 leaves out from 0, and keep the running statistics as they are now."""
+    if run.skipped is not None:
+        run.skipped[0].zero_()
+    running, kept = run.statistics
+    if running:
+        torch._foreach_copy_(kept, running)
+
 
 def scaler(run: Run) -> torch.amp.GradScaler:
     """A gradient scaler that is active only for fp16 on a GPU."""
     return torch.amp.GradScaler(run.device.type, enabled=run.args["amp"] == "fp16" and run.device.type == "cuda")
 
 
-def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.GradScaler, where: str) -> None:
-    """One backward pass and one step of each optimiser.
+def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.GradScaler, where: str) -> bool:
+    """One backward pass and one step of each optimiser; returns whether the loss was finite, on every rank the same.
 
     The finiteness of the loss is agreed over all ranks and read on the host after the backward pass has been queued and
-    before the step, so that a GPU never runs dry for it.
-    Raises: ValueError on every rank, with `where` and the learning rate, before any parameter changes.
+    before the step, so that a GPU never runs dry for it. Under fp16 a step whose loss or gradients overflow changes
+    no weight, lowers the scale and is counted (run.skipped); a loop moves memories and queues by its batch only where
+    the loss was finite. Hooks of an optimiser see gradients without the scale.
+    Raises: ValueError on every rank, with `where` and the learning rate: without fp16 for a loss that is not finite,
+        before any parameter changes; under fp16 after TRIES steps in a row that were left out.
     """
-    finite = torch.isfinite(loss.detach()).to(torch.float32).reshape(1)
+    state = torch.isfinite(loss.detach()).to(torch.float32).reshape(1)
+    if grad_scaler.is_enabled():
+        run.skipped = torch.zeros(2, device=loss.device) if run.skipped is None else run.skipped
+        state = torch.cat([state, -run.skipped[1:]])
     if run.world_size > 1:
-        dist.all_reduce(finite, dist.ReduceOp.MIN)
-    done = None
+        dist.all_reduce(state, dist.ReduceOp.MIN)
+    if grad_scaler.is_enabled():
+        loss = loss * (state[0] / state[0])  # NaN, so that every gradient says so, where it is not finite on any rank
+    host, done = state, None
     if run.device.type == "cuda":
-        host = torch.empty(1, pin_memory=True)
-        host.copy_(finite, non_blocking=True)
+        host = torch.empty(len(state), pin_memory=True)
+        host.copy_(state, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        finite = host
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     grad_scaler.scale(loss).backward()
     if done is not None:
         done.synchronize()
-    if finite.item() == 0:
-        rate = optimizers[0].param_groups[0]["lr"]
-        raise ValueError(
-            f"the loss is not finite at {where}, lr {rate:g}, on at least one process; no weight was changed; "
-            "lower --lr or use --amp off"
-        )
+    finite, *in_a_row = host.tolist()
+    _check(finite, in_a_row, f"at {where}, lr {optimizers[0].param_groups[0]['lr']:g}")
+    for optimizer in optimizers:
+        grad_scaler.unscale_(optimizer)
+    if grad_scaler.is_enabled():
+        _count_skipped(run, grad_scaler, optimizers, finite)
     for optimizer in optimizers:
         grad_scaler.step(optimizer)
     grad_scaler.update()
+    return finite > 0
+
+
+def _check(finite: float, in_a_row: list[float], where: str) -> None:
+    """Raises ValueError as `step` says; in_a_row: minus the steps left out until now, under fp16."""
+    if not in_a_row and not finite:
+        raise ValueError(
+            f"the loss is not finite {where}, on at least one process; no weight was changed; lower --lr or use "
+            "--amp off"
+        )
+    if in_a_row and in_a_row[0] <= -TRIES:
+        raise ValueError(
+            f"none of the last {TRIES} steps succeeded in fp16 {where}: losses or gradients overflow at every scale; "
+            "use --amp bf16 or off, or lower --lr"
+        )
+
+
+def _count_skipped(run: Run, grad_scaler: torch.amp.GradScaler, optimizers: list, finite: float) -> None:
+    """Count on the device whether the scaler leaves this step out; a batch whose loss was not finite leaves no trace in
+    the running statistics.
+    """
+    found = [flag for one in optimizers for flag in grad_scaler._found_inf_per_device(one).values()]
+    for optimizer in optimizers:
+        _start_momentum(optimizer)
+    skips = torch.stack(found).amax().clamp(max=1)  # those flags are what grad_scaler.step goes by
+    run.skipped = torch.stack([run.skipped[0] + skips, (run.skipped[1] + 1) * skips])
+    running, kept = run.statistics
+    if running:
+        torch._foreach_copy_(kept, running) if finite else torch._foreach_copy_(running, kept)
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of SGD from 0 where there is none yet: its fused kernel, left out at the first step, would go on from
+    memory that nobody has set. The first step that counts is the same.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("momentum") else ():
+            if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 # ------------------------------------------------------------------------------------------------------- result file

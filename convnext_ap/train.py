@@ -68,12 +68,11 @@ def build(args, run, num_classes, plan):
     }
     groups = {name: weights for name, weights in groups.items() if weights}
     v, parameters = variants(args), [{"params": weights, "lr": 1.0} for weights in groups.values()]
+    kernels = {"fused" if run.device.type == "cuda" else "foreach": True}
     if v["optimizer"] == "adamw":
-        optimizer = torch.optim.AdamW(parameters, weight_decay=args.weight_decay, foreach=True)
+        optimizer = torch.optim.AdamW(parameters, weight_decay=args.weight_decay, **kernels)
     else:
-        optimizer = torch.optim.SGD(
-            parameters, momentum=0.9, nesterov=True, weight_decay=args.weight_decay, foreach=True
-        )
+        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=args.weight_decay, **kernels)
     everything = list(model.parameters())
 
     def clip(*_):
@@ -143,8 +142,7 @@ def need_positives(batches, labels, loss):
 def stream(run, store, labels, batches, augment, generator):
     """Augmented images (B, 3, H, W) and labels (B,) on the device, batch after batch, without waiting for it."""
     for batch, indices in images.batches(store, batches, run.device, workers=run.args["workers"]):
-        own = labels[indices].pin_memory() if run.device.type == "cuda" else labels[indices]
-        yield augment(batch, generator), own.to(run.device, non_blocking=True)
+        yield augment(batch, generator), images.to_device(labels[indices], run.device)
 
 
 def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objective, epoch):

@@ -21,10 +21,10 @@ def head_boxes(parts: Tensor) -> Tensor:
     for size, along in ((height, mask.any(2)), (width, mask.any(1))):  # (B, H), (B, W)
         first, last = along.int().argmax(1), size - 1 - along.flip(1).int().argmax(1)
         sides += [(first - margin).clamp_min(0), (last + margin).clamp_max(size)]
-    fixed = torch.tensor([0, height // 4, width // 4, width // 4 * 3], device=parts.device)
+    fixed, few = (0, height // 4, width // 4, width // 4 * 3), mask.sum((1, 2)) < FEWEST
     found = torch.stack(sides, 1)
     found[:, 1::2] = torch.maximum(found[:, 1::2], found[:, ::2] + 1)  # a box is never empty
-    return torch.where((mask.sum((1, 2)) >= FEWEST)[:, None], found, fixed)
+    return torch.stack([torch.where(few, number, side) for number, side in zip(fixed, found.unbind(1))], 1)
 
 
 def crop_heads(images: Tensor, parts: Tensor) -> Tensor:

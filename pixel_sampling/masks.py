@@ -18,6 +18,7 @@ from PIL import Image
 
 from common import pixels, store
 from common.datasets.prcc import ATR_TO_SIX, MASK_FORMATS
+from common.images import to_device
 from common.runfiles import replace
 
 ATR_LABELS = (
@@ -124,7 +125,7 @@ class MaskStore:
         """Maps (B, 1, H, W) uint8 of the indices (B,)."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         if isinstance(self.pixels, torch.Tensor):
-            return self.pixels[index.to(self.device, non_blocking=True)][:, None]
+            return self.pixels[to_device(index, self.device)][:, None]
         if self.pixels is not None:
             return torch.from_numpy(self.pixels[index.numpy()])[:, None]
         chosen = [self.samples[i] for i in index.tolist()]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import commandline, pixels, visualize
+from common import commandline, devices, pixels, visualize
 from common.datasets import files
 from pixel_sampling import schp
 from pixel_sampling.masks import LUT, PARTS, palette, write_labels
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(pairs)} images under {files.shown(source)}, {masked} have a mask under {files.shown(out)}")
         faults: list[str] = []
         if todo:
-            net = network(args.ckpt, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            net = network(args.ckpt, devices.choose())
             counts, faults = write_all(net, todo, args)
             shares = counts / max(1, counts.sum())
             print("per cent of pixels: " + ", ".join(f"{name} {100 * share:.1f}" for name, share in zip(PARTS, shares)))

@@ -10,6 +10,7 @@ exactly once, so the operation permutes pixels within the batch. There is no loo
 import torch
 from torch import Tensor
 
+from common.images import to_device
 from pixel_sampling.settings import MODES, PANTS, UPPER
 
 FORMS = ("fixed", "boolean")
@@ -53,7 +54,7 @@ def sample_pixels(
             mask = mask[:, None].expand(images.shape).reshape(batch, -1) if mode == "flat" else mask.reshape(batch, -1)
             order = torch.randperm(batch, generator=generator)
             keys = torch.rand(mask.shape, generator=generator) if mode == "random" else None
-            order, keys = (None if t is None else t.to(images.device, non_blocking=True) for t in (order, keys))
+            order, keys = (None if t is None else to_device(t, images.device) for t in (order, keys))
             source = SOURCES[form](mask, order, keys, source)
         if mode == "flat":
             values = images.reshape(-1) if source is None else images.reshape(-1)[source]

@@ -80,19 +80,12 @@ def augmentation(args) -> transforms.Augment:
 def stream(run, args, store, masks, labels, index_batches, augment, generator):
     """Augmented images (B, 3, H, W), parts (B, H, W) or None, and labels (B,), batch after batch on the device."""
     for pixels, indices in images.batches(store, index_batches, run.device, workers=args.workers):
-        parts = sent(run, masks.gather(indices)) if masks is not None else None
+        parts = images.to_device(masks.gather(indices), run.device) if masks is not None else None
         if parts is None or args.mask_align == "none":
             x = augment(pixels, generator)
         else:
             x, parts = augment(pixels, generator, parts)  # the same flip and crop
-        yield x, parts if parts is None else parts[:, 0], sent(run, labels[indices])
-
-
-def sent(run, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the run's device, by a copy for which the host does not wait."""
-    if run.device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(run.device, non_blocking=True)
+        yield x, parts if parts is None else parts[:, 0], images.to_device(labels[indices], run.device)
 
 
 def shuffles(run, epoch: int) -> torch.Generator:

@@ -201,10 +201,6 @@ def complete_pretrain(args: Namespace) -> Namespace:
         args.warmup = min(20, args.epochs // 10)
     if not 0 <= args.warmup < args.epochs or args.save_every < 1:
         raise ValueError(f"--warmup {args.warmup} must be below --epochs {args.epochs}, and --save-every at least 1")
-    if args.clip and args.amp == "fp16":
-        raise ValueError(
-            "--clip goes with --amp off or bf16: under fp16 the gradient is scaled when it would be clipped"
-        )
     if args.weights != "none":
         raise ValueError("pre-training starts from random weights; to continue a run use --resume")
     return args

@@ -22,11 +22,10 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common import commandline, datasets, pixels, synthetic
+from common import commandline, datasets, devices, pixels, synthetic
 from common.datasets import luperson
 from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
@@ -236,7 +235,7 @@ def judge(mode: str, args: argparse.Namespace):
             return scores, keypoints.verdict(scores, threshold) if scores else f"no entry in {Path(args.kpt_json).name}"
 
         return look_up
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose()
     model = keypoints.detector(args.kpt_weights, device)
 
     def detect(person, crop):

@@ -56,9 +56,11 @@ def build(args, run, steps_per_epoch):
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr * args.batch_size / 256, betas=(0.9, 0.95), fused=True)
     if args.clip:
-        optimizer.register_step_pre_hook(
-            lambda *_: torch.nn.utils.clip_grad_norm_(matrices + vectors, args.clip) and None
-        )
+
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(matrices + vectors, args.clip)
+
+        optimizer.register_step_pre_hook(clip)
     factor = cosine(args.warmup * steps_per_epoch, args.epochs * steps_per_epoch)
     return processes.parallel(run, model), optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -83,7 +85,7 @@ def objective(args, model, x, generator, run):
 
 
 def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, number):
-    """One pass over the crops in random order; returns the mean loss over steps and ranks."""
+    """One pass over the crops in random order; returns the means over steps and ranks, `loss` above all."""
     model.train()
     generator = runtime.generator(run, number)
     order = sampling.shuffled_batches(
@@ -95,7 +97,7 @@ def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, 
         runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
         scheduler.step()
         epoch.add(len(pixels), loss=loss)
-    return epoch.means(model, f"lr {scheduler.get_last_lr()[0]:.2e}", digits=4)["loss"]
+    return epoch.means(model, f"lr {scheduler.get_last_lr()[0]:.2e}", digits=4)
 
 
 @torch.no_grad()
@@ -171,9 +173,10 @@ def main(args):
     first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
-        loss = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
+        stats = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
+        loss = stats.get("loss", math.inf)  # none if all steps overflowed in fp16
         keep_best(run, model, epoch + 1, loss)
-        stats = {"loss": loss, "lr": scheduler.get_last_lr()[0]}
+        stats |= {"lr": scheduler.get_last_lr()[0]}
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
             runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
         elif run.main:

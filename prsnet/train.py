@@ -67,7 +67,7 @@ def build(args, run, num_classes, data_name):
     model = batchnorm.over_groups(model, run.world_size).to(run.device, memory_format=torch.channels_last)
     parameters = [p for name, p in model.named_parameters() if name != "centres" and p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    centres = torch.optim.SGD([model.centres], lr=0.5)
+    centres = torch.optim.SGD([model.centres], lr=0.5, fused=run.device.type == "cuda")
     return (
         processes.parallel(run, model),
         optimizer,

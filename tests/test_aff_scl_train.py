@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from argparse import Namespace
 
+import prsnet_small
 import pytest
 import torch
 from conftest import ROOT, TINY, script, write_market_and_duke
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from aff_scl import test as aff_test
 from aff_scl import train
-from common import inputs
+from common import inputs, runtime
 
 MODES = {  # the others are trained in test_aff_scl_golden.py
     "usl": [],
@@ -175,3 +178,19 @@ def test_bad_data_and_weights_are_one_sentence_and_leave_nothing(data_dir, tmp_p
     unfit = script(script_path, "--data-dir", data_dir, *TINY, "--weights", weights, *places)
     assert unfit.returncode == 1 and "missing" in unfit.stderr and str(weights) in unfit.stderr
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_baselines_classifier_is_new_every_epoch_and_nothing_is_compiled_for_it(tmp_path, monkeypatch):
+    """The trunk was compiled anew for each number of classes, and after eight of them no more at all."""
+    counter, compiled, counts = CompileCounter(), torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend=counter))
+    args = train.parse_args([*TINY, "--loss", "ce_tri", "--compile", "--iters", "1", "--logs-dir", str(tmp_path)])
+    run, store = runtime.start(args, "aff_scl"), prsnet_small.store(48)
+    people = [Namespace(camid=n % 2) for n in range(48)]
+    target = Namespace(store=store, data=Namespace(train=people))
+    model, optimizer, _ = train.optimised(args, run, train.build(args, run, 0))
+    for number, classes in enumerate((4, 5, 6)):
+        labels, means = torch.arange(48) % classes, torch.eye(classes, 512)
+        train.baseline_epoch(run, args, model, optimizer, runtime.scaler(run), number, target, labels, means)
+        counts.append(counter.frame_count)
+    assert counts[0] > 0 and counts[1] == counts[2]

@@ -200,3 +200,12 @@ def test_byols_target_follows_slowly_and_then_not_at_all():
     before = slow.clone()
     net.after_step(None, 1.0)
     assert torch.equal(slow, before)
+
+
+def test_reflection_of_slices_is_that_of_pytorch():
+    x = torch.randn(2, 4, 9, 7, requires_grad=True)
+    ours, theirs = pngan.mirrored(pngan.mirrored(x, 3, 3), 3, 2), torch.nn.ReflectionPad2d(3)(x)
+    assert torch.equal(ours, theirs)
+    weight = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
+    assert torch.allclose(*gradients, atol=1e-5)

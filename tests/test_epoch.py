@@ -13,7 +13,18 @@ def make_run():
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         torch.distributed.init_process_group("gloo")
-    return type("Run", (), {"world_size": world, "rank": rank, "main": rank == 0, "device": torch.device("cpu")})
+    return type(
+        "Run",
+        (),
+        {
+            "world_size": world,
+            "rank": rank,
+            "main": rank == 0,
+            "device": torch.device("cpu"),
+            "skipped": None,
+            "statistics": ((), ()),
+        },
+    )
 
 
 def walk():

@@ -72,7 +72,8 @@ def test_five_steps_of_pretraining_equal_a_loop_from_the_paper(monkeypatch):
         run = runtime.start(args, "prsnet")
         network, optimizer, scheduler = pretrain.build(args, run, 1)
         theirs, state = copy.deepcopy(network), (runtime.scaler(run), small.store(8), fixed.augment)
-        ours = [pretrain.train_one_epoch(run, args, network, optimizer, scheduler, *state, epoch) for epoch in range(5)]
+        rest = run, args, network, optimizer, scheduler, *state
+        ours = [pretrain.train_one_epoch(*rest, epoch)["loss"] for epoch in range(5)]
         assert ours == pytest.approx(loop_of_pretraining(theirs.train(), fixed), rel=1e-4)
 
 

@@ -37,8 +37,7 @@ def first_pretrain_step(words):
     model, optimizer, scheduler = pretrain.build(args, run, 1)
     strengthen(model)
     state = runtime.scaler(run), small.store(8), fixed.augment, 0
-    loss = pretrain.train_one_epoch(run, args, model, optimizer, scheduler, *state)
-    return found({"loss": loss}, model)
+    return found(pretrain.train_one_epoch(run, args, model, optimizer, scheduler, *state), model)
 
 
 def first_finetune_step(words):
@@ -115,7 +114,7 @@ def test_a_step_does_not_wait_for_the_gpu(words):
         run = runtime.start(args, "prsnet")
         model, *others = pretrain.build(args, run, 3)
         state = *others, runtime.scaler(run), small.store(number), augment, 0
-        losses = {"loss": pretrain.train_one_epoch(run, args, model, *state)}
+        losses = pretrain.train_one_epoch(run, args, model, *state)
     else:
         args, labels = small.finetune_args(*words, "--iters", "3", "--batch-size", "12"), torch.arange(6).repeat(9)
         run = runtime.start(args, "prsnet")

@@ -338,7 +338,6 @@ def test_wrong_kinds_of_checkpoints_are_named(best, finetuned, data_dir, tmp_pat
         ("pretrain", "--mask-block 16 7", "its width 7 must be one of"),
         ("pretrain", "--mask-ratio 1.0", "it must hide at least one and not all"),
         ("pretrain", "--height 240", "multiples of 32"),
-        ("pretrain", "--clip 1 --amp fp16", "--clip goes with --amp off or bf16"),
         ("pretrain", "--weights x.pt", "to continue a run use --resume"),
         ("pretrain", "--warmup 9 --epochs 9", "must be below --epochs 9"),
         ("train", "--batch-size 30", "nearest: 28"),

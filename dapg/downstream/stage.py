@@ -59,7 +59,9 @@ def build(args, run, data: Data):
         f"trunk from {args.weights}" + (f", split {data.split}" if data.split else ""),
     )
     groups = agw.parameter_groups(network, args.lr, args.settings["trunk_lr"])
-    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups, momentum=0.9, nesterov=True, weight_decay=args.weight_decay, fused=run.device.type == "cuda"
+    )
     span = args.epochs / 81  # AGW's 81 epochs, stretched to --epochs
     form = args.settings["rates"]
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: agw.schedule(int(epoch / span), form))
@@ -89,7 +91,7 @@ def train_one_epoch(args, run, model, optimizer, grad_scaler, data: Data, number
     generator, epoch = runtime.generator(run, number), Epoch(run, number, zip(*streams, labels), len(labels))
     model.train()
     for (visible, _), (infrared, _), chosen in epoch:
-        chosen = torch.from_numpy(chosen).to(run.device, non_blocking=True)
+        chosen = images.to_device(torch.from_numpy(chosen), run.device)
         loss, parts = objective(args, run, model, *views(args, visible, infrared, generator), chosen)
         runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
         epoch.add(2 * len(visible), loss=loss, **parts)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.images import to_device
 from dapg.noise import corruptions as cpu
 from dapg.noise.frost import frost_pool
 from dapg.noise.jpeg import jpeg_round_trip
@@ -38,8 +39,8 @@ def corrupt(images: Tensor, types: np.ndarray, severities: np.ndarray, generator
     out = images.clone()
     for kind in np.unique(types[types >= 0]):
         where = np.flatnonzero(types == kind)
-        index = torch.from_numpy(where).to(images.device, non_blocking=True)
-        level = torch.from_numpy(severities[where].astype(np.int64) - 1).to(images.device, non_blocking=True)
+        index = to_device(torch.from_numpy(where), images.device)
+        level = to_device(torch.from_numpy(severities[where].astype(np.int64) - 1), images.device)
         out[index] = KERNELS[TYPES[kind]](images.index_select(0, index), level, generator)
     return out
 

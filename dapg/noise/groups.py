@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.images import to_device
 from dapg.noise import corruptions, device_corruptions
 from dapg.noise.augmix import augmix_chain
 
@@ -79,8 +80,7 @@ def noise_chain(images: Tensor, draw: Draw, generator: torch.Generator, augmix_o
 def mixed(clean: Tensor, chains, draw: Draw, generator: torch.Generator, augmix_ops: bool) -> Tensor:
     """AugMix's skip connection: m clean + (1 - m) sum_i w_i chain_i on [0, 1] floats, rounded to uint8."""
     weights, m = (
-        torch.from_numpy(np.ascontiguousarray(values)).to(clean.device, non_blocking=True)
-        for values in (draw.weights.T, draw.mix)
+        to_device(torch.from_numpy(np.ascontiguousarray(values)), clean.device) for values in (draw.weights.T, draw.mix)
     )
     if augmix_ops:
         chains = [augmix_chain(chain, generator) for chain in chains]

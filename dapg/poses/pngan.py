@@ -20,6 +20,21 @@ def block(inputs: int, outputs: int, size: int, stride: int = 1, pad: int = 1) -
     return [nn.Conv2d(inputs, outputs, size, stride, pad), nn.InstanceNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
+class Reflect(nn.ReflectionPad2d):
+    """Reflection padding; under --deterministic of slices, since not every torch has such a kernel for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+            return super().forward(x)
+        return mirrored(mirrored(x, self.padding[0], 3), self.padding[2], 2)
+
+
+def mirrored(x: Tensor, pad: int, dim: int) -> Tensor:
+    """x with `pad` rows of itself, mirrored at its edges, before and after it along dim."""
+    before, after = x.narrow(dim, 1, pad), x.narrow(dim, x.shape[dim] - 1 - pad, pad)
+    return torch.cat([before.flip(dim), x, after.flip(dim)], dim)
+
+
 class Residual(nn.Module):
     """3x3, IN, ReLU, 3x3, IN, add, ReLU after the addition."""
 
@@ -39,7 +54,7 @@ class Generator(nn.Module):
     def __init__(self, width: int = 64, blocks: int = 9):
         super().__init__()
         w = width
-        layers = [nn.ReflectionPad2d(3), *block(6, w, 7, pad=0), *block(w, 2 * w, 3, 2), *block(2 * w, 4 * w, 3, 2)]
+        layers = [Reflect(3), *block(6, w, 7, pad=0), *block(w, 2 * w, 3, 2), *block(2 * w, 4 * w, 3, 2)]
         layers += [Residual(4 * w) for _ in range(blocks)]
         for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
             layers += [
@@ -47,7 +62,7 @@ class Generator(nn.Module):
                 nn.InstanceNorm2d(outputs),
                 nn.ReLU(inplace=True),
             ]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(w, 3, 7, bias=False), nn.Tanh()]
+        layers += [Reflect(3), nn.Conv2d(w, 3, 7, bias=False), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, source: Tensor, pose: Tensor) -> Tensor:
@@ -108,7 +123,7 @@ class Optimizers:
 
     def __init__(self, gan: PNGAN, lr: float):
         self.parts = [
-            torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999))
+            torch.optim.Adam(part.parameters(), lr=lr, betas=(0.5, 0.999), fused=next(part.parameters()).is_cuda)
             for part in (gan.generator, gan.discriminator)
         ]
 

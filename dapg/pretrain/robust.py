@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common import runtime
+from common.images import to_device
 from common.processes import gather_rows
 from dapg import losses
 from dapg.noise import groups
@@ -31,7 +32,7 @@ class Robust(Step):
     def loss(self, model, group: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """x_q is the query, x_1, x_2 and x_mix its positives. Into the queue goes one of the three keys an image."""
         args, everyone = self.args, group.shape[1] * self.run.world_size
-        which = torch.from_numpy(self.own(self.rng.integers(0, 3, everyone))).to(group.device, non_blocking=True)
+        which = to_device(torch.from_numpy(self.own(self.rng.integers(0, 3, everyone))), group.device)
         if args.negatives == "batch":
             z, keys = self.encode(model, group)[0], None
             k = z[1:]

@@ -96,7 +96,9 @@ def build(args, run, count: int):
     if args.method == "dapg":
         optimizer = torch.optim.Adam(weights, lr=args.lr, weight_decay=args.weight_decay, fused=True)
     else:
-        optimizer = torch.optim.SGD(weights, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+        optimizer = torch.optim.SGD(
+            weights, lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, fused=run.device.type == "cuda"
+        )
     steps, warmup = steps_per_epoch(args, count), min(args.settings["warmup"], args.epochs / 2)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: trunk.cosine((step + 1) / steps, args.epochs, warmup)
@@ -132,9 +134,9 @@ def train_one_epoch(
     for pixels, indices in epoch:
         done = before + epoch.step - 1  # steps of the whole training
         loss, parts, keys = step(model, pixels, indices)
-        runtime.step(run, loss, [optimizer], grad_scaler, epoch.where)
+        if runtime.step(run, loss, [optimizer], grad_scaler, epoch.where):
+            runtime.bare(model).after_step(keys, done / (args.epochs * len(batches)))  # the queue, or BYOL's target
         scheduler.step()
-        runtime.bare(model).after_step(keys, done / (args.epochs * len(batches)))  # the queue, or BYOL's target
         epoch.add(len(pixels), loss=loss, **parts)
         monitor.see(parts["spread"], done)
     check_queues(run, runtime.bare(model))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common import runtime, transforms
+from common.images import to_device
 from common.processes import gather_rows
 from dapg import losses
 from dapg.model import shuffled
@@ -48,7 +49,7 @@ class Step:
         inputs = [normalized(queries.flatten(0, 1))]
         if keys is not None:
             order = torch.randperm(self.run.world_size * keys.shape[0] * keys.shape[1], generator=self.order)
-            there, back = (x.to(keys.device, non_blocking=True) for x in (order, order.argsort()))
+            there, back = (to_device(x, keys.device) for x in (order, order.argsort()))
             inputs.append(normalized(shuffled(keys.transpose(0, 1).flatten(0, 1), there)))  # image after image
         with self.run.autocast():
             z, k = model(*inputs)
