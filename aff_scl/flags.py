@@ -57,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
     add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--eval-period", type=int, help="epochs between evaluations, also after the last (default: a sixth of all)")
     flags.add_run_flags(parser)
     return flags.parse(parser, "aff_scl", argv, complete)
 
@@ -70,6 +72,8 @@ def complete(args: Namespace) -> Namespace:
         args.eps = 0.70 if args.dataset == "duke" else 0.65
     if args.iters is None and args.mode != "sup":
         args.iters = 200 if args.batch_size >= 256 else 400
+    if args.eval_period is None:
+        args.eval_period = max(1, args.epochs // 6)
     args.source = args.source and datasets.canonical(args.source)
     args.variant = sorted(args.variant)
     check_numbers(args)
@@ -95,7 +99,7 @@ def check_numbers(args: Namespace) -> None:
         "--lambda2": (args.lambda2, "finite and at least 0", args.lambda2 >= 0),
         "--variant momentum": (v["momentum"], "between 0 and 1", 0 <= v["momentum"] <= 1),
     }
-    counts = {"--k1": args.k1, **{f"--variant {name}": v[name] for name in COUNTS}}
+    counts = {"--k1": args.k1, "--eval-period": args.eval_period, **{f"--variant {name}": v[name] for name in COUNTS}}
     ranges |= {name: (value, "at least 1", value >= 1) for name, value in counts.items()}
     for name in ("height", "width"):
         value = getattr(args, name)

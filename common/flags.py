@@ -64,6 +64,7 @@ RUN_FLAGS = {
     "cache",
     "cache_dir",
     "workers",
+    "eval_period",
     "row",
     "logs_dir",
     "results_dir",
