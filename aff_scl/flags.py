@@ -17,6 +17,7 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "hard_ref": ("mean", "hard"),
     "hard_init": ("mean", "hardest"),
     "camera": ("on", "off"),
+    "swap": ("off", "on"),  # CAM global and CASAM local, as the text at Table 7 has it
     "dsbn": ("on", "off"),
 }
 COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
@@ -39,7 +40,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
     add("--backbone", choices=flags.BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
-    add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
     add("--loss", choices=["scl", "mean", "hard", "ce_tri"], default="scl", help="Table 4: total; one term; baseline")
     add("--lambda1", type=float, default=0.75, help="weight of the hard-sample loss, Eq. (8)")
@@ -75,7 +75,7 @@ def complete(args: Namespace) -> Namespace:
     if args.eval_period is None:
         args.eval_period = max(1, args.epochs // 6)
     args.source = args.source and datasets.canonical(args.source)
-    args.variant = sorted(args.variant)
+    args.variant, args.swap = sorted(args.variant), variants(args)["swap"] == "on"
     check_numbers(args)
     check_mode(args)
     check_batch(args)
