@@ -143,9 +143,11 @@ def _number(metric: str, value: float) -> str:
 # ------------------------------------------------------------------------------------------------------------ in tables
 
 
-def beside(root: Path, name: str, folder: Path) -> Project:
-    """The recorded project with its runs in `folder`, and for their numbers a line under that of the recorded ones."""
-    recorded, own = tables.load(root, name), tables.load(root, name, folder)
+def beside(root: Path, recorded: Project, folder: Path) -> Project:
+    """The project with its runs in `folder`, and for their numbers a line under that of the recorded ones (mutates its
+    tables).
+    """
+    own = tables.load(root, recorded.name, folder)
     for table, other in zip(recorded.tables, own.tables):
         pairs = zip(table.lines, other.lines)
         table.lines = [line for first, second in pairs for line in (first, *_of_here(second))]

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.record:
             record(root, found)
         else:
-            found = [compare.beside(root, project.name, folder) for project in found]
+            found = [compare.beside(root, project, folder) for project in found]
             write(folder / page.NAME, page.moved(page.html(root, found, pictures=True), root / "results", folder))
         for project in found:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)

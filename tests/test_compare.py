@@ -12,7 +12,7 @@ from test_results import result, root  # noqa: F401 the miniature repository
 
 from aff_scl import train
 from common import flags, runtime
-from results import compare, curves, render, reproduce, schema
+from results import compare, curves, render, reproduce, schema, tables
 
 ENV = {"cpu": "Xeon", "threads": 2, "gpu": None, "world_size": 1}
 
@@ -63,7 +63,7 @@ def test_runs_on_rendered_people_stand_below_the_recorded_of_their_size(root, ca
 def test_a_sweep_draws_runs_made_here_as_a_curve_of_their_own(root):  # noqa: F811
     recorded(root, 0.79)
     made_here(root, seed=0, metrics={"mAP": 0.5, "rank1": 0.4})
-    table = compare.beside(root, "fake", root / flags.RUNS).tables[-1]
+    table = compare.beside(root, tables.load(root, "fake"), root / flags.RUNS).tables[-1]
     panels = curves.sweep_panels(table, "")["mAP (%)"]
     drawn = {curve.name: (curve.x, curve.y) for curve in panels if not curve.paper}
     assert drawn == {"Market-1501": ([0.65], [79.0]), "Market-1501, made here": ([0.65], [50.0])}
