@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.record:
             record(root, found)
         else:
+            if folder.resolve() == (root / "results").resolve():
+                raise Refused(f"{folder} holds the recorded results; --record writes their pages")
             found = [compare.beside(root, project, folder) for project in found]
             write(folder / page.NAME, page.moved(page.html(root, found, pictures=True), root / "results", folder))
         for project in found:
@@ -101,9 +103,10 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 def record(root: Path, found: list[Project]) -> None:
     """Draw the figures of the recorded results and write their pages, where these are out of date."""
+    pages = all_pages(root, found)
     for project in found:
         curves.draw(project, root / "results" / "figures")
-    pages = {**all_pages(root, found), root / "results" / page.NAME: page.html(root, found)}
+    pages[root / "results" / page.NAME] = page.html(root, found)
     for path in _stale(pages):
         write(path, pages[path] if path.suffix == ".md" else page.html(root, found, pictures=True))
 

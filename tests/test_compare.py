@@ -86,6 +86,11 @@ def test_pages_of_recorded_results_know_nothing_of_runs_made_here(root):  # noqa
     assert "made here" not in (root / "results" / "README.md").read_text() + (root / "results/index.html").read_text()
 
 
+def test_the_recorded_results_are_nobodys_own(root, capsys):  # noqa: F811
+    assert render.main(["--results-dir", str(root / "results")], root) == 1
+    assert "--record" in capsys.readouterr().err and not (root / "results" / "index.html").exists()
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 @pytest.mark.filterwarnings("ignore:market")
 def test_after_a_training_and_all_that_shows_it_git_sees_no_change(market_dir, tmp_path, monkeypatch, capsys):
