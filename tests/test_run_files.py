@@ -281,6 +281,12 @@ def test_other_paths_name_no_run(tmp_path):
         assert script.parse_args(flags).row == script.parse_args([]).row
 
 
+def test_a_run_continues_with_another_period_of_evaluations_than_it_began_with(tmp_path):
+    train(tmp_path, until=1)
+    folder = train(tmp_path, resume="auto", eval_period=5)
+    assert checkpoints.epoch_of(checkpoints.newest(folder)) == 3
+
+
 def test_a_recorded_command_repeats_the_run_and_records_nothing(tmp_path, monkeypatch):
     for place in (["--results-dir", "results"], ["--results-dir=results"]):
         monkeypatch.setattr(runtime.sys, "argv", ["train.py", "--row", "demo", *place, "--seed", "3"])
