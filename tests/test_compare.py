@@ -177,9 +177,9 @@ def test_the_number_of_a_run_is_its_plainest_mAP_or_its_loss():
 
 
 def test_the_demo_is_recorded_with_a_spread_above_its_start():
-    """What `make demo` says at its end: five seeds, all above the untrained network and their mean above colours."""
+    """What `make demo` says at its end: five seeds or more, all far above the untrained network and above colours."""
     runs = [r for r in schema.read_all(ROOT, "aff_scl") if r.row == "demo"]
     assert len(runs) >= 5 and not any(compare.unlike(runs[-1], r) for r in runs)
     assert all(r.metrics["mAP"] > 2 * r.metrics["before.mAP"] for r in runs)
-    assert np.mean([r.metrics["mAP"] for r in runs]) > runs[0].metrics["histogram.mAP"]
+    assert all(r.metrics["mAP"] > r.metrics["histogram.mAP"] for r in runs)
     assert json.loads(runs[-1].path.read_text())["git"]["dirty"] is False
