@@ -14,10 +14,10 @@ demo: $(VENV)/.ready
 	$(PY) aff_scl/train.py --row demo --resume
 	$(PY) aff_scl/test.py --checkpoint $(DEMO)
 	$(PY) results/render.py aff_scl
-	@echo "result file  results/aff_scl/market-synthetic-small/demo/seed0.json"
+	@echo "result file  runs/aff_scl/market-synthetic-small/demo/seed0.json"
 	@echo "pictures     $(DEMO)/rank_list.png and cmc.png"
-	@echo "tables       results/README.md"
-	@echo "page         open results/index.html in a browser: all tables, curves and pictures"
+	@echo "page         open runs/index.html in a browser: all tables, curves and pictures"
+	@$(PY) results/compare.py aff_scl/demo
 
 # Two halves at once, each with one thread, since most tests wait for scripts of one thread; the second half prints its
 # report when it ends.

@@ -17,6 +17,7 @@ VARIANTS = {  # rare switches of the decision table in README.md: allowed values
     "hard_ref": ("mean", "hard"),
     "hard_init": ("mean", "hardest"),
     "camera": ("on", "off"),
+    "swap": ("off", "on"),  # CAM global and CASAM local, as the text at Table 7 has it
     "dsbn": ("on", "off"),
 }
 COUNTS = ("k2", "min_samples", "casam_reduction", "cam_reduction")  # variants that are at least 1
@@ -39,7 +40,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
     add("--backbone", choices=flags.BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
     add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
-    add("--swap", action="store_true", help="CAM global and CASAM local, as the text at Table 7 has it")
     add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
     add("--loss", choices=["scl", "mean", "hard", "ce_tri"], default="scl", help="Table 4: total; one term; baseline")
     add("--lambda1", type=float, default=0.75, help="weight of the hard-sample loss, Eq. (8)")
@@ -57,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
     add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--eval-period", type=int, help="epochs between evaluations, also after the last (default: a sixth of all)")
     flags.add_run_flags(parser)
     return flags.parse(parser, "aff_scl", argv, complete)
 
@@ -70,8 +72,10 @@ def complete(args: Namespace) -> Namespace:
         args.eps = 0.70 if args.dataset == "duke" else 0.65
     if args.iters is None and args.mode != "sup":
         args.iters = 200 if args.batch_size >= 256 else 400
+    if args.eval_period is None:
+        args.eval_period = max(1, args.epochs // 6)
     args.source = args.source and datasets.canonical(args.source)
-    args.variant = sorted(args.variant)
+    args.variant, args.swap = sorted(args.variant), variants(args)["swap"] == "on"
     check_numbers(args)
     check_mode(args)
     check_batch(args)
@@ -95,7 +99,7 @@ def check_numbers(args: Namespace) -> None:
         "--lambda2": (args.lambda2, "finite and at least 0", args.lambda2 >= 0),
         "--variant momentum": (v["momentum"], "between 0 and 1", 0 <= v["momentum"] <= 1),
     }
-    counts = {"--k1": args.k1, **{f"--variant {name}": v[name] for name in COUNTS}}
+    counts = {"--k1": args.k1, "--eval-period": args.eval_period, **{f"--variant {name}": v[name] for name in COUNTS}}
     ranges |= {name: (value, "at least 1", value >= 1) for name, value in counts.items()}
     for name in ("height", "width"):
         value = getattr(args, name)

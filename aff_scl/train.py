@@ -309,7 +309,7 @@ def main(args):
                 stats = uda_epoch(*training, source, target, labels, memory)
             stats.update(found)
         scheduler.step()
-        if (epoch + 1) % max(1, args.epochs // 6) == 0 or epoch + 1 == args.epochs:  # every 10 of 60 epochs
+        if (epoch + 1) % args.eval_period == 0 or epoch + 1 == args.epochs:
             run.extra["last"] = evaluate(run, model, data, test_store)
             run.extra["best_mAP"] = max(run.extra["last"]["mAP"], run.extra.get("best_mAP", 0.0))
             show(run, f"after epoch {epoch + 1}", run.extra["last"])

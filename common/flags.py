@@ -12,6 +12,7 @@ from pathlib import Path
 from common import commandline, datasets, records
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = "runs"  # folder of the repository for the result files of a user, beside the recorded ones in results
 AMP = ("off", "bf16", "fp16")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # torchvision's
 SYNTHETIC = ("small", "medium", "full")  # sizes of rendered data sets
@@ -34,7 +35,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
     run.add_argument("--row", help="row of experiments.yaml that sets the defaults; explicit flags win")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--logs-dir", default=str(ROOT / "logs"), help="checkpoints and logs")
-    run.add_argument("--results-dir", default=str(ROOT / "results"), help="result files")
+    run.add_argument("--results-dir", default=str(ROOT / RUNS), help="result files; results: to record")
     run.add_argument(
         "--resume", nargs="?", const="auto", help="continue: the newest checkpoint of this run, or the one given"
     )
@@ -64,6 +65,7 @@ RUN_FLAGS = {
     "cache",
     "cache_dir",
     "workers",
+    "eval_period",
     "row",
     "logs_dir",
     "results_dir",

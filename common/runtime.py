@@ -315,4 +315,6 @@ def _command(run: Run) -> str:
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
     launcher = f"torchrun --nproc_per_node={run.world_size}" if run.world_size > 1 else "python"
-    return shlex.join([*launcher.split(), name, *sys.argv[1:]])
+    flag = "--results-dir"  # where a run was recorded is no part of repeating it
+    kept = [word for before, word in zip(sys.argv, sys.argv[1:]) if flag not in (before, word.partition("=")[0])]
+    return shlex.join([*launcher.split(), name, *kept])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import checkpoints, inputs, records, runtime, visualize
+from common import checkpoints, flags, inputs, records, runtime, visualize
 from dapg.data import open_store
 from dapg.noise import groups
 from dapg.noise.names import TRAIN15
@@ -18,19 +18,22 @@ CHAIN1 = ("chain/agw-sysu-scratch", "chain/cil-sysu-scratch", "chain/agw-sysu", 
 
 
 def figure1(size: str | None, out: Path) -> Path:
-    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the paper and of the results there are.
+    """Fig. 1: rank-1 clean beside corrupted, all search on SYSU-MM01, of the paper, of the recorded results and of
+    those made here.
 
     With synthetic people of `size` the rows of the small chain alone: nothing of the paper stands beside them.
     """
     names = CHAIN1 if size else FIGURE1
     rows, data = records.load_rows(runtime.ROOT / "dapg"), f"sysu-synthetic-{size}" if size else "sysu"
-    bars = {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
+    folders, keys = {"ours": "results", "here": flags.RUNS}, {"all.rank1": "", "all_c.rank1": " -C"}
+    bars = {f"{source}{ending}": [] for source in ("paper", *folders) for ending in keys.values()}
     for name in names:
-        files = sorted((runtime.ROOT / "results/dapg" / data / name).glob("seed*.json"))
-        own = [json.loads(file.read_text())["metrics"] for file in files]
-        for key, ending in (("all.rank1", ""), ("all_c.rank1", " -C")):
+        for key, ending in keys.items():
             bars[f"paper{ending}"].append(100 * rows[name].get("paper", {}).get(key, np.nan))
-            bars[f"ours{ending}"].append(100 * np.mean([m[key] for m in own]) if own else np.nan)
+            for source, folder in folders.items():
+                files = sorted((runtime.ROOT / folder / "dapg" / data / name).glob("seed*.json"))
+                values = [json.loads(file.read_text())["metrics"][key] for file in files]
+                bars[f"{source}{ending}"].append(100 * np.mean(values) if values else np.nan)
     place = f"synthetic people ({size})" if size else "SYSU-MM01"
     labels = [name.removeprefix("chain/").removesuffix("/sysu") for name in names]
     return draw_bars(out / "figure1.png", labels, bars, f"rank-1 (%), {place}, all search")

@@ -8,7 +8,7 @@ from pathlib import Path
 from common import visualize
 from results import schema
 from results.schema import Refused
-from results.tables import Project, Table
+from results.tables import HERE, Project, Table
 
 
 def draw(project: Project, figures: Path) -> None:
@@ -40,12 +40,13 @@ def sweep_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
     ours_anywhere = False
     for index, column in enumerate(table.columns):
         curves = panels.setdefault(column.name + (" (%)" if schema.is_retrieval(column.metric) else ""), [])
-        for paper in (False, True) if not size else (False,):
+        for source, paper in [("", False), (HERE, False)] + ([("", True)] if not size else []):
+            lines = [line for line in table.lines if (line.source == HERE) == (source == HERE)]
             cells = [
                 (line.synthetic.get(size, [None] * (index + 1)) if size else line.paper if paper else line.real)[index]
-                for line in table.lines
+                for line in lines
             ]
-            points = [(float(line.name), cell) for line, cell in zip(table.lines, cells) if cell]
+            points = [(float(line.name.removesuffix(f", {HERE}")), cell) for line, cell in zip(lines, cells) if cell]
             if points:
                 ours_anywhere |= not paper
                 error = (
@@ -54,7 +55,8 @@ def sweep_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
                     else None
                 )
                 y = [cell.value * column.scale for _, cell in points]
-                curves.append(visualize.Curve(column.group or "ours", [x for x, _ in points], y, error, paper))
+                name = ", ".join(filter(None, (column.group or "ours", source)))
+                curves.append(visualize.Curve(name, [x for x, _ in points], y, error, paper))
     return panels if ours_anywhere else {}
 
 
@@ -75,7 +77,7 @@ def read_log(path: Path) -> list[dict]:
         raise Refused(f"{path}: a line is not JSON ({error})") from error
 
 
-def log_panels(logs: dict[int, list[dict]]) -> dict[str, list[visualize.Curve]]:
+def log_panels(logs: dict[int | str, list[dict]]) -> dict[str, list[visualize.Curve]]:
     """One panel for each loss, mAP and rank1 that the logs {seed: lines} hold for several epochs; one curve a seed."""
     panels: dict[str, list[visualize.Curve]] = {}
     for key in sorted({key for log in logs.values() for line in log for key in line}):

@@ -9,6 +9,7 @@ pictures are shrunk to fit, and `comparable` leaves their bytes out.
 import base64
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable
 from html import escape
@@ -18,10 +19,10 @@ from string import Template
 from PIL import Image
 
 from common.visualize import Curve
-from results import curves, schema, svg
+from results import compare, curves, schema, svg
 from results.printing import DASH, difference_text, flag_notes, link, notes_of, number_text, numbered
 from results.schema import Result
-from results.tables import Cell, Column, Line, Project, Table
+from results.tables import HERE, Cell, Column, Line, Project, Table
 
 NAME = "index.html"
 PICTURE_BYTES = 2_000_000  # of all pictures together, about
@@ -62,6 +63,13 @@ def comparable(text: str) -> str:
     return re.sub(r' src="data:[^"]*"', ' src=""', text)
 
 
+def moved(text: str, old: Path, new: Path) -> str:
+    """The page of folder `old` as it reads in folder `new`: its links lead where they led."""
+    return re.sub(
+        r'(?<= href=")(?!#|[a-z]+:)[^"]+', lambda match: link(new.absolute(), old.absolute() / match[0]), text
+    )
+
+
 def _overview(root: Path, found: list[Project]) -> str:
     lines = []
     for project in found:
@@ -89,9 +97,10 @@ def _title(root: Path, project: Project) -> str:
 
 
 def _project(root: Path, project: Project, pictures: list[str]) -> str:
-    commands = {result.path: result.content["command"] for result in project.results}
+    commands = {result.path: result.content["command"] for result in [*project.results, *project.here]}
     sections = [(table.id, table.heading, _table(root, table, commands)) for table in project.tables]
     sections.append(("runs", "Runs outside the tables", _others(root, project)))
+    sections.append(("here", "Made here", _here(root, project)))
     sections.append(("cmc", "Matching rate by rank (CMC)", _cmc(project)))
     sections.append(("curves", "Training curves", _training(project)))
     sections.append(("pictures", "Pictures", f'<div class="pictures">{"".join(pictures)}</div>' if pictures else ""))
@@ -156,7 +165,8 @@ def _line(root: Path, table: Table, number: int, line: Line, commands: dict[Path
     if any(line.paper) or not line.own:
         rows.append(("paper", line.source, printed))
     if line.own and (any(line.paper) or any(line.real) or not synthetic):
-        rows.append(("ours" if any(line.real) else "missing", "ours", ours(line.real)))
+        source = line.source if line.source == HERE else "ours"
+        rows.append(("ours" if any(line.real) else "missing", source, ours(line.real)))
     if any(a and b for a, b in zip(line.paper, line.real)):
         rows.append(("difference", "difference", list(map(_difference, line.paper, line.real, table.columns))))
     rows += [("synthetic", f"synthetic {size}", ours(line.synthetic[size])) for size in synthetic]
@@ -217,7 +227,8 @@ def _commands(root: Path, table: Table, commands: dict[Path, str]) -> str:
 
 
 def _row_and_seed(root: Path, path: Path) -> str:
-    return path.relative_to(root / "results").with_suffix("").as_posix()
+    inside = root / "results" if path.is_relative_to(root / "results") else root
+    return Path(os.path.relpath(path, inside)).with_suffix("").as_posix()
 
 
 def _others(root: Path, project: Project) -> str:
@@ -231,6 +242,19 @@ def _others(root: Path, project: Project) -> str:
             f'<a href="{link(root / "results", result.path)}" title="{command}">{escape(name)}</a>'
             + (f" (flags that differ from the row: {escape(flags)})" if flags else "")
             + f"<br>{escape(schema.metrics_text(result.metrics))}<br><code>{command}</code></div>"
+        )
+    return "\n".join(out)
+
+
+def _here(root: Path, project: Project) -> str:
+    """Runs made in this checkout, each with its curves beside those of the recorded seeds."""
+    out = []
+    for run, text in compare.sentences(project.here, project.results):
+        logs = {r.seed: curves.read_log(r.log) for r in project.results if (r.row, r.data) == (run.row, run.data)}
+        panels = curves.log_panels({**logs, f"{run.seed}, {HERE}": curves.read_log(run.log)})
+        out.append(
+            f'<div class="run"><a href="{link(root / "results", run.path)}">{escape(text)}</a>'
+            f"<br><code>{escape(run.content['command'])}</code></div>" + (_charts(panels, "epoch") if panels else "")
         )
     return "\n".join(out)
 

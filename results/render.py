@@ -1,9 +1,10 @@
 """Show the results: every paper's tables beside our numbers, sweeps and training curves. The layout is described in
 results/tables.py.
 
-    python results/render.py             # print all tables; update results/README.md, index.html, the READMEs, figures
+    python results/render.py             # print all tables, your runs beside the recorded ones; write runs/index.html
     python results/render.py aff_scl     # the same, but print only this project
-    python results/render.py --check     # change nothing; exit 1 if a page is not what the result files give
+    python results/render.py --record    # the recorded ones: update results/README.md, index.html, READMEs, figures
+    python results/render.py --check     # change nothing; exit 1 if a page is not what the recorded files give
 
 A README shows tables between `<!-- results -->` and `<!-- /results -->`; `<!-- results table2 figure4 -->` shows some
 of them, and `<!-- results aff_scl/table2 -->` those of a project by name. A number appears only where a result file
@@ -11,6 +12,7 @@ is, and links to it.
 """
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,8 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import commandline
+from common.flags import RUNS
 from common.runfiles import replace
-from results import curves, page, schema, tables
+from results import compare, curves, page, schema, tables
 from results.printing import (
     DASH,
     difference_text,
@@ -32,14 +35,15 @@ from results.printing import (
     on_synthetic,
 )
 from results.schema import Refused
-from results.tables import Cell, Column, Project, Table
+from results.tables import HERE, Cell, Column, Project, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- results(?: ([^>]*?))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 INTRO = """# Results
 
-Written by `python results/render.py` from the result files in this folder; edit nothing here by hand. The same with
-curves and pictures on one page for a browser: [index.html](index.html).
+Written by `python results/render.py --record` from the result files in this folder; edit nothing here by hand. The same
+with curves and pictures on one page for a browser: [index.html](index.html). Runs of your own lie in `runs/`, which git
+ignores, and stand beside these in `runs/index.html`, written by `python results/render.py`.
 
 How to read it. *paper*: printed in the paper, for the authors' own runs. *cited*: printed in the paper, for other
 methods. *ours*: our runs on the real data set, mean ± sample standard deviation over n seeds; each number links to
@@ -63,29 +67,30 @@ caption that a README gives it.
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="results/render.py", description=__doc__.splitlines()[0])
     parser.add_argument("projects", nargs="*", metavar="PROJECT", help="print only these (default: all)")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    parser.add_argument("--record", action="store_true", help="write the pages of the recorded results that git tracks")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if such a page is out of date")
+    parser.add_argument("--results-dir", type=Path, help="result files made here (default: runs of the repository)")
     return parser.parse_args(commandline.words(argv))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
     try:
-        found = [tables.load(root, name) for name in schema.projects(root)]
+        found, folder = [tables.load(root, name) for name in schema.projects(root)], args.results_dir or root / RUNS
         unknown = sorted(set(args.projects) - {project.name for project in found})
         if unknown:
             raise Refused(
                 f"no project {unknown[0]}; there are {', '.join(project.name for project in found) or 'none'}"
             )
-        pages = all_pages(root, found)
         if args.check:
-            return check(root, {**pages, root / "results" / page.NAME: page.html(root, found)})
-        for project in found:
-            curves.draw(project, root / "results" / "figures")
-        pages[root / "results" / page.NAME] = page.html(root, found)
-        for path in _stale(pages):
-            text = pages[path] if path.suffix == ".md" else page.html(root, found, pictures=True)
-            replace(path, lambda file, text=text: file.write(text.encode()))
-            print(f"wrote {path.relative_to(root)}")
+            return check(root, {**all_pages(root, found), root / "results" / page.NAME: page.html(root, found)})
+        if args.record:
+            record(root, found)
+        else:
+            if folder.resolve() == (root / "results").resolve():
+                raise Refused(f"{folder} holds the recorded results; --record writes their pages")
+            found = [compare.beside(root, project, folder) for project in found]
+            write(folder / page.NAME, page.moved(page.html(root, found, pictures=True), root / "results", folder))
         for project in found:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)
             if project.name in (args.projects or [project.name]):
@@ -96,12 +101,29 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     return 0
 
 
+def record(root: Path, found: list[Project]) -> None:
+    """Draw the figures of the recorded results and write their pages, where these are out of date."""
+    pages = all_pages(root, found)
+    for project in found:
+        curves.draw(project, root / "results" / "figures")
+    pages[root / "results" / page.NAME] = page.html(root, found)
+    for path in _stale(pages):
+        write(path, pages[path] if path.suffix == ".md" else page.html(root, found, pictures=True))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page in one step, its folder first, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, lambda file: file.write(text.encode()))
+    print(f"wrote {os.path.relpath(path)}")
+
+
 def check(root: Path, pages: dict[Path, str]) -> int:
     """0 if every page on disk is what the result files give, else 1 after naming those that are not."""
     stale = _stale(pages)
     for path in stale:
         print(
-            f"{path.relative_to(root)} differs from what the result files give: run python results/render.py",
+            f"{path.relative_to(root)} differs from what the result files give: run python results/render.py --record",
             file=sys.stderr,
         )
     return 1 if stale else 0
@@ -177,8 +199,14 @@ def rows_of(table: Table, size: str, show) -> list[list[str]]:
                 + [number_text(c, column) for c, column in zip(line.paper, table.columns)]
             )
             first = blank
-        if line.own:
-            out.append([*first, "ours", *(show(cell, column) for cell, column in zip(ours, table.columns))])
+        if line.own and (any(ours) or line.source != HERE):
+            out.append(
+                [
+                    *first,
+                    line.source if line.source == HERE else "ours",
+                    *(show(cell, column) for cell, column in zip(ours, table.columns)),
+                ]
+            )
         if line.own and any(a and b for a, b in zip(line.paper, ours)):
             out.append([*blank, "difference", *map(difference_text, line.paper, ours, table.columns)])
     return out
@@ -271,6 +299,9 @@ def as_text(project: Project) -> str:
             ]
     for title, rows in others_of(project):
         parts += ["", title, _aligned(rows)]
+    if project.here:
+        lines = [line for _, line in compare.sentences(project.here, project.results)]
+        parts += ["", f"Made here: {project.name}", *lines]
     return "\n".join(parts)
 
 

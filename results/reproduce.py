@@ -1,4 +1,4 @@
-"""Run the rows of the papers' tables, one after another, and leave a result file for each.
+"""Run the rows of the papers' tables, one after another, and leave a result file for each under runs/.
 
     python results/reproduce.py --list     # every row: flags, what it needs, the paper's numbers, done or missing
     python results/reproduce.py aff_scl/table4 --data-dir /data --dry-run      # the plan only
@@ -9,7 +9,9 @@ A pattern is a project, a table (project/table4: all rows that the table shows),
 slash, or a glob. Rows that others need run first. A row and seed is *done* when a result file is there, on data of
 the same kind and size, whose method flags equal those that the command would set; flags that only say where and how
 to run (data folder, workers, cache, compile) do not count. It is *continued* when its log folder holds a checkpoint,
-and *new* otherwise. A row that fails does not stop the rest; the exit status is then 1.
+and *new* otherwise. A result recorded in this repository, under results/, is named but does not make a row done: it was
+run elsewhere. --record writes there instead, where only missing ones run. A row that fails does not stop the rest; the
+exit status is then 1.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from results import schema, tables
 from results.schema import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORDED = "results"  # folder of the repository for the result files that belong to it
 PATIENCE_S = 30  # between asking a child to stop and killing it
 
 
@@ -89,7 +92,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of torchrun; 1 runs plain python")
     parser.add_argument("--logs-dir", type=Path, help="checkpoints and logs (default: logs of the repository)")
-    parser.add_argument("--results-dir", type=Path, help="result files (default: results of the repository)")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--results-dir", type=Path, help="result files (default: runs of the repository)")
+    folder.add_argument("--record", action="store_true", help="write result files to results, which git tracks")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--list", action="store_true", help="print the matching rows (default: all) and stop")
     args = parser.parse_args(argv)
@@ -103,6 +108,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
+    if args.record:
+        args.results_dir = root / RECORDED
     try:
         rows = {project: schema.load_rows(root, project) for project in schema.projects(root)}
         everything = [(project, row) for project in rows for row in rows[project]]
@@ -197,35 +204,48 @@ def planned(root: Path, rows: dict[str, dict], args: argparse.Namespace, project
 
 
 def _planned(root: Path, spec: dict, args: argparse.Namespace, project: str, row: str, seed: int) -> Job:
-    flags = ["--row", row, "--seed", str(seed), *(["--synthetic", args.synthetic] if args.synthetic else [])]
+    words = ["--row", row, "--seed", str(seed), *(["--synthetic", args.synthetic] if args.synthetic else [])]
     for flag, folder in (
         ("--data-dir", args.data_dir),
         ("--logs-dir", args.logs_dir),
         ("--results-dir", args.results_dir),
     ):
-        flags += [flag, _from_root(folder, root)] if folder else []
+        words += [flag, _from_root(folder, root)] if folder else []
     job = Job(
-        project, row, seed, spec.get("script", "train.py"), flags + args.extra, needs=tuple(spec.get("needs", []))
+        project, row, seed, spec.get("script", "train.py"), words + args.extra, needs=tuple(spec.get("needs", []))
     )
     expected = vars(schema.row_args(root, project, job.script, tuple(job.flags)))
     job.folder = expected["row"]
-    size, results_dir = expected.get("synthetic") or "", args.results_dir or root / "results"
-    for path in _files(results_dir, job, f"seed{seed}.json"):
-        result = schema.read(path, results_dir)
-        if result.size != size and result.content["data"]["images"]:  # counts of parameters hold for any data
-            continue
-        changed = schema.differences(result.content["args"], expected)
-        if not changed:
-            job.status, job.remark = "done", ""
-            return job
-        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
-        job.remark = f"{path} has other flags: {text}"
+    size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS
+    done, job.remark = _found(results_dir, job, expected, size)
+    if done:
+        job.status, job.remark = "done", ""
+        return job
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
     begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]
     epochs = [runfiles.epoch_of(path) for path in begun if path is not None]
     if max(epochs, default=0) and not job.remark:
         job.status, job.remark = "continue", f"after epoch {max(epochs)}"
+    recorded, _ = _found(root / RECORDED, job, expected, size)
+    if recorded:
+        told = f"recorded: {_from_root(recorded.path, root)}"
+        job.remark = f"{job.remark}; {told}" if job.remark else told
     return job
+
+
+def _found(folder: Path, job: Job, expected: dict, size: str) -> tuple[schema.Result | None, str]:
+    """The result of a job in a folder of results, and without it what another one there has that this must not."""
+    remark = ""
+    for path in _files(folder, job, f"seed{job.seed}.json"):
+        result = schema.read(path, folder)
+        if result.size != size and result.content["data"]["images"]:  # counts of parameters hold for any data
+            continue
+        changed = schema.differences(result.content["args"], expected)
+        if not changed:
+            return result, ""
+        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
+        remark = f"{path} has other flags: {text}"
+    return None, remark
 
 
 def _from_root(folder: Path, root: Path) -> str:
@@ -247,12 +267,16 @@ def _data_of(log_folder: Path, row: str) -> str:
 
 def listing(root: Path, rows: dict[str, dict], chosen: list[tuple[str, str]], results_dir: Path | None = None) -> str:
     """The chosen rows: command, what each needs, the paper's numbers, and the results there are, then their count."""
-    found = {p: schema.read_all(root, p, results_dir) for p in dict.fromkeys(project for project, _ in chosen)}
-    parts, done = [], 0
+    names, folder = dict.fromkeys(project for project, _ in chosen), results_dir or root / flags.RUNS
+    places = {"done": folder} | ({"recorded": root / RECORDED} if folder != root / RECORDED else {})
+    found = {word: {p: schema.read_all(root, p, place) for p in names} for word, place in places.items()}
+    parts, done = [], dict.fromkeys(places, 0)
     for project, row in chosen:
         spec = rows[project][row]
-        status = _status(root, spec, [result for result in found[project] if result.row == row])
-        done += status.startswith("done")
+        texts = {word: _status(root, spec, [r for r in found[word][project] if r.row == row], word) for word in places}
+        held = [word for word, text in texts.items() if text.startswith(word)]
+        done |= {word: done[word] + 1 for word in held}
+        status = "; ".join(texts[word] for word in held) or texts["done"]
         paper = schema.metrics_text(spec.get("paper", {}))
         parts.append(
             f"{project}/{row}: {spec.get('script', 'train.py')} {spec.get('args', '')}".rstrip()
@@ -260,7 +284,8 @@ def listing(root: Path, rows: dict[str, dict], chosen: list[tuple[str, str]], re
             + (f"\n    paper: {paper}" if paper else "")
             + f"\n    {status}"
         )
-    return "\n".join([*parts, f"{len(chosen)} rows, {done} of them with a result"])
+    counts = ", ".join(f"{count} {word}" for word, count in done.items())
+    return "\n".join([*parts, f"{len(chosen)} rows, of them {counts}"])
 
 
 def needed(root: Path, project: str, row: str, spec: dict) -> str:
@@ -282,10 +307,11 @@ def needed(root: Path, project: str, row: str, spec: dict) -> str:
     return "; ".join([text, *initial, *(f"row {need}" for need in needs)])
 
 
-def _status(root: Path, spec: dict, results: list[schema.Result]) -> str:
+def _status(root: Path, spec: dict, results: list[schema.Result], word: str) -> str:
+    """ "done: market seed 0" with the given word, or "missing", with the data of results of other flags."""
     own = [result for result in results if not schema.foreign_flags(result, root, spec)]
     if own:
-        return "done: " + ", ".join(f"{result.data} seed {result.seed}" for result in own)
+        return f"{word}: " + ", ".join(f"{result.data} seed {result.seed}" for result in own)
     return "missing" + (f" (with other flags: {', '.join(r.data for r in results)})" if results else "")
 
 
@@ -318,7 +344,7 @@ def run_all(root: Path, args: argparse.Namespace, jobs: list[Job]) -> int:
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if not failed:
-        print("\nall done; python results/render.py shows the tables")
+        print(f"\nall done; python results/render.py{' --record' * args.record} shows the tables")
     return 1 if failed else 0
 
 

@@ -1,7 +1,8 @@
 """Result files: reading, checking, and whether one belongs to its row.
 
-A file lies at results/<project>/<data>/<row>/seed<k>.json, `<data>` being `market`, `market-synthetic-small`, ...;
-<row> may hold slashes. `read_all` refuses, naming the file, whatever could put a wrong number into a table.
+A file lies at results/<project>/<data>/<row>/seed<k>.json, one made here at the same place under runs/; `<data>` is
+`market`, `market-synthetic-small`, ...; <row> may hold slashes. `read_all` refuses, naming the file, whatever could
+put a wrong number into a table.
 """
 
 import contextlib

@@ -46,6 +46,7 @@ PLAIN = {
 TABLE_KEYS = {"title", "settings", "columns", "lines", "notes"}
 SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes"}
 LINE_KEYS = {"name", "year", "settings", "cited", "rows", "source", "note"}
+HERE = "made here"  # source of a line with runs of this checkout (results/compare.py)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class Project:
     results: list[Result]
     others: list[tuple[Result, str]]
     warnings: list[str]
+    here: list[Result] = field(default_factory=list)  # made in this checkout, never in a mean with recorded ones
 
 
 def load(root: Path, project: str, results_dir: Path | None = None) -> Project:

@@ -68,6 +68,16 @@ def test_every_mode_trains_evaluates_and_records(data_dir, tmp_path, mode):
 
 
 @pytest.mark.filterwarnings("ignore:market")
+def test_the_period_of_evaluations_changes_no_number_of_the_training(data_dir, tmp_path):
+    """The first network and the last are evaluated whatever the period."""
+    often, log = run(data_dir, tmp_path / "often", "--eval-period", 1, epochs=3)
+    seldom, short = run(data_dir, tmp_path / "seldom", "--eval-period", 5, epochs=3)
+    assert seldom["metrics"] == often["metrics"] and {"mAP", "before.mAP"} <= seldom["metrics"].keys()
+    assert [line["loss"] for line in short] == [line["loss"] for line in log] and seldom["row"] == often["row"]
+    assert ["mAP" in line for line in log] == [True] * 3 and ["mAP" in line for line in short] == [False, False, True]
+
+
+@pytest.mark.filterwarnings("ignore:market")
 def test_unsupervised_training_never_looks_at_pids(data_dir, tmp_path):
     """The same images under other training pids give the same weights."""
     other = tmp_path / "data" / "market1501"
@@ -137,6 +147,7 @@ BAD_FLAGS = {
     "tau": (["--tau", "0"], "--tau 0 is out of range; it must be finite and above 0"),
     "k1": (["--k1", "0"], "--k1 0 is out of range; it must be at least 1"),
     "k2": (["--variant", "k2=0"], "--variant k2 0 is out of range; it must be at least 1"),
+    "period": (["--eval-period", "0"], "--eval-period 0 is out of range; it must be at least 1"),
     "momentum": (["--variant", "momentum=2"], "--variant momentum 2 is out of range; it must be between 0 and 1"),
     "not a number": (["--lr", "nan"], "--lr nan is out of range; it must be finite and above 0"),
     "infinite": (["--lambda1", "inf"], "--lambda1 inf is out of range; it must be finite and at least 0"),

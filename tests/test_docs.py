@@ -59,6 +59,10 @@ def all_commands():
             for command in commands(doc)
             if not command.startswith("make ")
         ]
+    recipes = re.sub(r"^\t@?\$\(PY\)", "python", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    found += [
+        ("Makefile", c) for c in commands(recipes.replace("$(DEMO)", "logs")) if "tests/" not in c and "-m" not in c
+    ]
     return found
 
 

@@ -27,7 +27,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--logs-dir", default=str(HERE.parent / "logs"))
-    parser.add_argument("--results-dir", default=str(HERE.parent / "results"))
+    parser.add_argument("--results-dir", default=str(HERE.parent / "runs"))
     parser.add_argument("--resume", nargs="?", const="auto")
     row = parser.parse_known_args(argv)[0].row
     rows = yaml.safe_load((HERE / "experiments.yaml").read_text())
@@ -166,6 +166,23 @@ def test_finished_rows_are_skipped_by_seed_data_kind_and_flags(root, capsys):
     assert len(calls(root)) == 2
 
 
+def test_a_recorded_result_is_named_and_does_not_stand_for_a_run_made_here(root, capsys):
+    assert reproduce.main(["fake/table4/mean", "--record"], root) == 0
+    assert (root / "results" / "fake" / "market" / "table4" / "mean" / "seed0.json").is_file()
+    assert plan(root, capsys, "fake/table4/mean", "--record") == {"table4/mean:0": "done"}
+    assert reproduce.main(["fake/table4/mean", "--dry-run"], root) == 0
+    said = capsys.readouterr().out
+    assert "new       fake/table4/mean seed 0 (recorded: results/fake/market/table4/mean/seed0.json)" in said
+    assert reproduce.main(["--list"], root) == 0
+    assert "recorded: market seed 0" in capsys.readouterr().out
+    assert reproduce.main(["fake/table4/mean"], root) == 0
+    assert len(calls(root)) == 2 and (root / "runs" / "fake" / "market" / "table4" / "mean" / "seed0.json").is_file()
+    assert reproduce.main(["--list"], root) == 0
+    assert "done: market seed 0; recorded: market seed 0" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        reproduce.main(["fake", "--record", "--results-dir", "elsewhere"], root)
+
+
 def test_real_and_synthetic_results_do_not_stand_for_each_other(root, capsys):
     assert reproduce.main(["fake/table4/mean", "--synthetic", "small"], root) == 0
     assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
@@ -175,7 +192,7 @@ def test_real_and_synthetic_results_do_not_stand_for_each_other(root, capsys):
 
 def test_a_result_that_needs_no_data_holds_for_all(root, capsys):
     assert reproduce.main(["fake/table4/mean"], root) == 0
-    path = root / "results" / "fake" / "market" / "table4" / "mean" / "seed0.json"
+    path = root / "runs" / "fake" / "market" / "table4" / "mean" / "seed0.json"
     assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
     path.write_text(path.read_text().replace('"images": 1', '"images": 0'))
     assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
@@ -242,7 +259,7 @@ def test_a_failing_row_does_not_stop_the_rest_and_is_reported(root, capsys):
 
 
 def test_a_broken_result_file_stops_the_plan(root, capsys):
-    path = root / "results" / "fake" / "market" / "table4" / "mean" / "seed0.json"
+    path = root / "runs" / "fake" / "market" / "table4" / "mean" / "seed0.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "pro')
     assert reproduce.main(["fake/table4/mean"], root) == 2
@@ -262,7 +279,7 @@ def test_list_shows_rows_flags_and_paper(root, capsys):
 def test_list_says_what_a_row_needs_and_whether_it_is_done(root, capsys):
     assert reproduce.main(["fake/table2/market", "fake/table4/mean", "--synthetic", "small"], root) == 0
     capsys.readouterr()
-    other = root / "results" / "fake" / "market-synthetic-small" / "table4" / "mean" / "seed0.json"
+    other = root / "runs" / "fake" / "market-synthetic-small" / "table4" / "mean" / "seed0.json"
     content = json.loads(other.read_text())
     content["args"]["lr"] = 0.3
     other.write_text(json.dumps(content))
@@ -274,7 +291,7 @@ def test_list_says_what_a_row_needs_and_whether_it_is_done(root, capsys):
     assert parts["fake/table4/mean"].endswith("missing (with other flags: market-synthetic-small)")
     assert "needs data set market; row pretrain\n" in parts["fake/table4/hard"]
     assert parts["fake/table4/hard"].endswith("\n    missing") and "needs nothing but" in parts["fake/table40"]
-    assert said.endswith("9 rows, 1 of them with a result\n")
+    assert said.endswith("9 rows, of them 1 done, 0 recorded\n")
 
 
 def test_list_shows_all_rows_of_the_five_projects_with_what_each_needs(capsys):
@@ -282,10 +299,10 @@ def test_list_shows_all_rows_of_the_five_projects_with_what_each_needs(capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = [f"{project}/{row}" for project in schema.projects(ROOT) for row in schema.load_rows(ROOT, project)]
     assert [line.partition(": ")[0] for line in lines if not line.startswith(" ")][:-1] == rows
-    for start in ("    needs ", "    done: ", "    missing"):
+    for start in ("    needs ", "    recorded: ", "    missing"):
         assert any(line.startswith(start) for line in lines)
     assert sum(line.startswith("    needs ") for line in lines) == len(rows) > 200
-    assert sum(line.startswith(("    done: ", "    missing")) for line in lines) == len(rows)
+    assert sum(line.startswith(("    done: ", "    recorded: ", "    missing")) for line in lines) == len(rows)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -207,7 +207,7 @@ def test_synthetic_runs_with_other_flags_carry_an_asterisk(root):
 def test_a_metric_that_a_table_wants_and_a_file_lacks_is_a_dash_and_a_warning(root, capsys):
     path = result(root, metrics={"mAP": 0.7})
     assert [cells[3] for cells in line_of(markdown(root), "Ours")[:2]] == ["90.9", "–"]
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert f"{path} has no metric rank1, which table2 shows" in capsys.readouterr().err
 
 
@@ -215,7 +215,7 @@ def test_an_optional_metric_may_be_missing_without_a_warning(root, capsys):
     layout = root / "fake" / "tables.yaml"
     layout.write_text(LAYOUT.replace("[mAP, rank1], Duke", "[mAP, {metric: rank1, optional: true}], Duke"))
     result(root, metrics={"mAP": 0.7})
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert "has no metric" not in capsys.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_a_text_table_needs_no_numbers(root):
 
 def test_a_sweep_is_a_table_by_x_and_a_picture(root):
     result(root), result(root, row="extra"), result(root, data="market-synthetic-small")
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert [line.name for line in table(root, "figure4").lines] == ["0.5", "0.65"]
     assert "](figures/fake-figure4.png)" in (root / "results" / "README.md").read_text()
     for name in ("fake-figure4.png", "fake-figure4-synthetic-small.png"):
@@ -263,10 +263,10 @@ def test_a_sweep_is_a_table_by_x_and_a_picture(root):
 def test_training_curves_are_drawn_from_the_log(root):
     log = result(root).with_suffix(".log.jsonl")
     log.write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 1.5, "mAP": 0.4}\n')
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert (root / "results" / "figures" / "fake-market-table2_market.png").is_file()
     log.write_text('{"epoch": 1, "lo')
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -304,7 +304,7 @@ def test_a_broken_result_is_refused_with_its_name(root, capsys, message):
             del inside[last]
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content))
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     said = capsys.readouterr().err
     assert str(path) in said and message in said and len(said.splitlines()) == 1
     assert not (root / "results" / "README.md").exists()
@@ -312,7 +312,7 @@ def test_a_broken_result_is_refused_with_its_name(root, capsys, message):
 
 def test_a_real_result_in_a_synthetic_folder_is_refused(root, capsys):
     result(root, data="market-synthetic-small", data__kind="real")
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "the data are real but the folder market-synthetic-small is for synthetic data" in capsys.readouterr().err
 
 
@@ -320,23 +320,23 @@ def test_a_real_result_in_a_synthetic_folder_is_refused(root, capsys):
 def test_a_half_written_or_foreign_file_is_refused(root, capsys, text):
     path = result(root)
     path.write_bytes(text.encode("latin-1"))
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert str(path) in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_seed_and_a_row_that_does_not_exist_are_refused(root, capsys):
     path = result(root, row="table9/gone")
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "no row table9/gone" in capsys.readouterr().err
     path.rename(path.with_name("notes.json"))
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "result files are called" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [{"data__digest": "other"}, {"protocol": {"dataset": "market", "re_ranking": True}}])
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(root, capsys, change):
     result(root), result(root, seed=1, **change)
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "may differ in the seed only" in capsys.readouterr().err
 
 
@@ -365,7 +365,7 @@ LAYOUT_FAULTS = {
 @pytest.mark.parametrize("message", LAYOUT_FAULTS)
 def test_a_faulty_layout_is_refused_by_name(root, capsys, message):
     (root / "fake" / "tables.yaml").write_text(f"table2: {LAYOUT_FAULTS[message]}\n")
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     said = capsys.readouterr().err
     assert message in said and "table2" in said
 
@@ -378,7 +378,7 @@ def test_check_fails_until_the_pages_equal_the_files(root, capsys):
     readme.write_text("# Fake\n\n<!-- results table2 -->\nold numbers\n<!-- /results -->\n\nend\n")
     assert render.main(["--check"], root) == 1
     assert "fake/README.md differs" in capsys.readouterr().err and "old numbers" in readme.read_text()
-    assert render.main([], root) == 0 and render.main(["--check"], root) == 0
+    assert render.main(["--record"], root) == 0 and render.main(["--check"], root) == 0
     text = readme.read_text()
     assert (
         "Table 2. Unsupervised" in text
@@ -388,7 +388,7 @@ def test_check_fails_until_the_pages_equal_the_files(root, capsys):
     )
     result(root)
     assert render.main(["--check"], root) == 1
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert "](../results/fake/market/table2/market/seed0.json)" in readme.read_text()
     readme.write_text(readme.read_text().replace("79.1", "80.1"))
     assert render.main(["--check"], root) == 1
@@ -403,14 +403,14 @@ def test_check_writes_nothing(root):
 def test_an_open_block_or_an_unknown_table_in_a_readme_is_refused(root, capsys):
     for text in ("<!-- results -->\nno end\n", "<!-- results table99 -->\n<!-- /results -->\n"):
         (root / "fake" / "README.md").write_text(text)
-        assert render.main([], root) == 1
+        assert render.main(["--record"], root) == 1
         assert "README.md" in capsys.readouterr().err
 
 
 def test_the_front_page_shows_tables_by_project(root):
     (root / "README.md").write_text("<!-- results fake/table2 -->\n<!-- /results -->\n")
     result(root)
-    assert render.main(["fake"], root) == 0
+    assert render.main(["--record"], root) == 0
     assert "](results/fake/market/table2/market/seed0.json)" in (root / "README.md").read_text()
 
 

@@ -53,7 +53,7 @@ def real():
 
 
 def show(root):  # noqa: F811
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     return (root / "results" / page.NAME).read_text(encoding="utf-8")
 
 

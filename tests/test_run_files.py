@@ -281,6 +281,20 @@ def test_other_paths_name_no_run(tmp_path):
         assert script.parse_args(flags).row == script.parse_args([]).row
 
 
+def test_a_run_continues_with_another_period_of_evaluations_than_it_began_with(tmp_path):
+    train(tmp_path, until=1)
+    folder = train(tmp_path, resume="auto", eval_period=5)
+    assert checkpoints.epoch_of(checkpoints.newest(folder)) == 3
+
+
+def test_a_recorded_command_repeats_the_run_and_records_nothing(tmp_path, monkeypatch):
+    for place in (["--results-dir", "results"], ["--results-dir=results"]):
+        monkeypatch.setattr(runtime.sys, "argv", ["train.py", "--row", "demo", *place, "--seed", "3"])
+        train(tmp_path / place[0])
+    commands = [json.loads(path.read_text())["command"] for path in tmp_path.rglob("seed0.json")]
+    assert commands == ["python train.py --row demo --seed 3"] * 2
+
+
 def test_resume_after_the_weights_moved_continues_and_after_they_changed_refuses(tmp_path):
     a, b = {"weights": "a.pth", "contents": {"weights": "file:1"}}, {"weights": "b.pth"}
     train(tmp_path, until=1, **a)
