@@ -61,6 +61,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(clock(lambda: a @ b, device) for _ in range(10))
 
 
+def forward_flops(model: torch.nn.Module, x: torch.Tensor, args: argparse.Namespace) -> float:
+    """Floating-point operations of a forward pass of one image, counted on the images x."""
+    grid = masking.grid_of(*x.shape[2:], args.mask_block)
+    masked = masking.random_mask(len(x), grid, args.mask_ratio, torch.Generator(x.device).manual_seed(0))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x, masked)
+    return counter.get_total_flops() / len(x)
+
+
 class Side:
     """One autoencoder with its optimiser: step() on a resident batch, loop() through the data path."""
 
@@ -80,9 +89,7 @@ class Side:
         self.x = self.augment(store.gather(torch.arange(args.batch_size)).to(device), self.generator)
         grid = masking.grid_of(256, 128, (16, 8))
         self.masked = masking.random_mask(args.batch_size, grid, 0.75, self.generator)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(self.x[:2], self.masked[:2])
-        self.flops = counter.get_total_flops() / 2  # of a forward pass of one image
+        self.flops = forward_flops(self.model, self.x[:2], self.args)
         self.run = torch.compile(self.model) if args.compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
