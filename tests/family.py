@@ -16,7 +16,18 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """Send kill -9 to a process and all below it, also to those with a session of their own, as torchrun's workers."""
-    for one in (*reversed(descendants(pid)), pid):
+    """Send kill -9 to a process and all below it, also to those with a session of their own, as torchrun's workers.
+
+    All are halted before the first one dies: none can start another meanwhile, or lose its parent and not be found.
+    """
+    found: list[int] = []
+    while new := [one for one in (pid, *descendants(pid)) if one not in found]:
+        found += new
+        send(new, signal.SIGSTOP)
+    send(found, signal.SIGKILL)
+
+
+def send(pids: list[int], number: int) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # loader workers come and go
-            os.kill(one, signal.SIGKILL)
+            os.kill(pid, number)

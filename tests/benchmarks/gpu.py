@@ -14,6 +14,7 @@ signal if stopped.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -54,7 +55,7 @@ class Part:
 
     def missing(self) -> list[str]:
         """Packages that this part needs and this Python does not have."""
-        return [PACKAGES[module] for module in self.needs if importlib.util.find_spec(module) is None]
+        return [PACKAGES.get(module, module) for module in self.needs if importlib.util.find_spec(module) is None]
 
 
 PARTS = (
@@ -77,8 +78,16 @@ WORK = {part.name: f"training.{part.name}" for part in PARTS} | {  # module in d
 }
 
 
-class Stopped(Exception):
-    """A signal asked for the end; args[0] is its number."""
+class Stop:
+    """Remembers the first SIGTERM or SIGINT; raises nothing, as a process that just starts would then be lost."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.catch)
+
+    def catch(self, number: int, frame) -> None:
+        self.number = self.number or number
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -141,32 +150,21 @@ def describe() -> dict | str:
 
 def run_parts(parts: list[Part], record: dict, file: Path, small: bool, minutes: float, began: float) -> int:
     """Run the parts one after another, write `file` after each; the status of the whole command."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     done = {part.name: {"title": part.title, "status": "not run", "why": "stopped before it"} for part in parts}
     record |= {"parts": done, "seconds": 0.0}
-    stopped = 0
+    stop = Stop()
     for part in parts:
         box = min(part.box_s * minutes / MINUTES, minutes * 60 - (time.monotonic() - began))
-        try:
-            done[part.name] |= attempt(part, box, small)
-        except Stopped as signalled:
-            stopped = signalled.args[0]
-            done[part.name] |= signalled.args[1]
+        done[part.name] |= attempt(part, box, small, stop)
         record["seconds"] = round(time.monotonic() - began, 1)
         replace(file, lambda out: out.write(json.dumps(record, indent=1).encode() + b"\n"))
         show(done[part.name])
-        if stopped:
+        if stop.number:
             break
     print(f"{record['seconds']:.0f} s; written to {file}", flush=True)
-    if stopped:
-        return 128 + stopped
+    if stop.number:
+        return 128 + stop.number
     return 0 if all(fine(entry) for entry in done.values()) else 1
-
-
-def stop(number: int, frame) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough; the part under way is killed and all is written
-    raise Stopped(number)
 
 
 def fine(entry: dict) -> bool:
@@ -177,11 +175,8 @@ def fine(entry: dict) -> bool:
 # ---------------------------------------------------------------------------------------------------------- a part
 
 
-def attempt(part: Part, box_s: float, small: bool) -> dict:
-    """What a part left: status (done | failed | out of time | not run), why, seconds, box_s, figures.
-
-    Raises: Stopped with the signal and the same, after the part was killed.
-    """
+def attempt(part: Part, box_s: float, small: bool, stop: Stop) -> dict:
+    """What a part left: status (done | failed | out of time | stopped | not run), why, seconds, box_s, figures."""
     if missing := part.missing():
         return {"why": f"this Python has no {', '.join(missing)}"}
     if box_s < 1:
@@ -190,48 +185,35 @@ def attempt(part: Part, box_s: float, small: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         figures, log, began = Path(folder) / "figures.json", Path(folder) / "log", time.monotonic()
         own = (sys.executable, str(Path(__file__).resolve()), "--part", part.name, *["--small"] * small)
-        command = [*(part.command or own), "--figures", str(figures)]
-        signalled = None
-        try:
-            code = bounded(command, log, box_s)
-        except Stopped as error:
-            code, signalled = None, error
+        code = bounded([*(part.command or own), "--figures", str(figures)], log, box_s, stop)
         entry = {"seconds": round(time.monotonic() - began, 1), "box_s": round(box_s, 1), **read(figures)}
-        error = entry.pop("error", None)
-        if signalled:
-            entry |= {"status": "stopped", "why": f"stopped by {signal.Signals(signalled.args[0]).name}"}
-            raise Stopped(signalled.args[0], entry)
-        if code is None:
-            return entry | {"status": "out of time", "why": f"killed after its {box_s:.0f} s"}
-        if code:
-            ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-            text = log.read_text(encoding="utf-8", errors="replace")
-            print("\n".join(text.splitlines()[-30:]), file=sys.stderr, flush=True)
-            return entry | {"status": "failed", "why": error or last_line(text) or f"ended with {ended}"}
-    entry.pop("why", None)
-    return entry | {"status": "done", "why": None}
+        error, text = entry.pop("error", None), log.read_text(encoding="utf-8", errors="replace")
+    if code == 0:
+        return entry | {"status": "done", "why": None}
+    if code is None and stop.number:
+        return entry | {"status": "stopped", "why": f"stopped by {signal.Signals(stop.number).name}"}
+    if code is None:
+        return entry | {"status": "out of time", "why": f"killed after its {box_s:.0f} s"}
+    print("\n".join(text.splitlines()[-30:]), file=sys.stderr, flush=True)
+    ended = f"ended with signal {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    return entry | {"status": "failed", "why": error or last_line(text) or ended}
 
 
-def bounded(command: list[str], log: Path, box_s: float) -> int | None:
-    """The exit status of a command, None if it was killed with all its children after box_s seconds."""
+def bounded(command: list[str], log: Path, box_s: float, stop: Stop) -> int | None:
+    """The exit status of a command; None if it was killed, with all its children, after box_s seconds or for a stop."""
+    end = time.monotonic() + box_s
     with open(log, "wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
-        try:
-            return process.wait(box_s)
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
+        while process.poll() is None and not stop.number and time.monotonic() < end:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        code = process.returncode
+        if code is None:
             family.kill(process.pid)
             process.wait()
-            end_session(process.pid)
-
-
-def end_session(leader: int) -> None:
-    """Kill what a part's process left behind in its session, such as workers whose parent is gone."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        with contextlib.suppress(ProcessLookupError):  # what it left behind in its group, its parents gone
+            os.killpg(process.pid, signal.SIGKILL)
+    return code
 
 
 def read(figures: Path) -> dict:

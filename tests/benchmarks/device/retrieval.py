@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def measure_evaluation(keep, small: bool) -> None:
     for name, (queries, gallery, ids, cams) in EVALUATED.items():
-        queries, gallery, ids, size = (n // 10 for n in (queries, gallery, ids, 2560)) if small else (
+        queries, gallery, ids, size = (n // 20 for n in (queries, gallery, ids, 5120)) if small else (
             queries, gallery, ids, 2048)  # fmt: skip
         query, others, *rest = descriptors(queries, gallery, ids, size=size, cams=cams)
         there = query.to(DEVICE), others.to(DEVICE)
@@ -35,7 +35,7 @@ def measure_evaluation(keep, small: bool) -> None:
 
 def measure_jaccard(keep, small: bool) -> None:
     for name, n in CLUSTERED.items():
-        n = n // 10 if small else n
+        n = n // 40 if small else n
         x = features("clustered", n, "cpu")
         there, title = x.to(DEVICE), f"{name}, {n:,} x 2048"
         keep(f"{title}: Jaccard distance, device", seconds(lambda: jaccard.jaccard_distance(there), 2), "s")
@@ -49,7 +49,7 @@ def measure_jaccard(keep, small: bool) -> None:
             dist.data = 1 - dist.data  # similarities: an absent pair is at 0
         differs(keep, f"{title}: Jaccard distance, device - CPU, mean", abs(found - here).sum() / here.nnz, 1e-3)
         if name in RE_RANKED:
-            re_ranking(keep, name, *(n // 10 if small else n for n in RE_RANKED[name]))
+            re_ranking(keep, name, *(n // 40 if small else n for n in RE_RANKED[name]))
 
 
 def re_ranking(keep, name: str, queries: int, gallery: int) -> None:

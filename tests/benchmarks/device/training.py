@@ -65,6 +65,10 @@ def named(args, network: str, batch: int) -> str:
     return f"{network}, {args.height} x {args.width}, batch {batch}, {args.amp if args.amp != 'off' else 'fp32'}"
 
 
+def precisions(small: bool) -> tuple[str, ...]:
+    return ("bf16",) if small else ("off", "bf16")
+
+
 def flags(words: str, small: bool, tiny: str) -> list[str]:
     return f"{words} {tiny if small else ''}".split()
 
@@ -72,7 +76,7 @@ def flags(words: str, small: bool, tiny: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- AFF_SCL
 def aff_scl(keep, small: bool) -> None:
     """sec. 3.4 with clusters of EACH images: symmetric contrast against memories, Adam."""
-    for amp in ("off", "bf16"):
+    for amp in precisions(small):
         fitting(16 if small else 128, 16, lambda batch, amp=amp: contrast(keep, small, batch, amp))
 
 
@@ -106,14 +110,14 @@ def contrast(keep, small: bool, batch: int, amp: str) -> None:
 # ----------------------------------------------------------------------------------------------------- ConvNeXt-AP
 def convnext_ap(keep, small: bool) -> None:
     """All four variants of Table 4, and SimAM's share of the step of two."""
-    for amp in ("off", "bf16"):
+    for amp in precisions(small):
         fitting(8 if small else 64, 8, lambda batch, amp=amp: attention(keep, small, batch, amp))
 
 
 def attention(keep, small: bool, batch: int, amp: str) -> None:
     from tests.benchmarks import bench_convnext_ap as bench
 
-    tiny = "--trunk tiny --height 192 --width 96 --steps 2 --rounds 1"
+    tiny = "--trunk tiny --height 192 --width 64 --steps 2 --rounds 1"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     words = f"--device {device} --amp {amp} --batch-size {batch} --steps 8 --rounds 3"
     args = bench.parse_args(flags(words, small, tiny))
@@ -132,7 +136,7 @@ def pixel_sampling(keep, small: bool) -> None:
     """Table II's last line without erasing: X and X' through ResNet-50; then what sampling costs of it."""
     from tests.benchmarks import bench_pixel_sampling as bench
 
-    for amp in ("off", "bf16"):
+    for amp in precisions(small):
         fitting(8 if small else 64, 8, lambda batch, amp=amp: doubled(keep, small, batch, amp))
     if small:
         return
