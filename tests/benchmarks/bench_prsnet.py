@@ -53,9 +53,9 @@ def clock(work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product, the best of ten."""
-    n = 8192 if device.type == "cuda" else 1024
+def peak_flops(device: torch.device, dtype: torch.dtype, n: int = 0) -> float:
+    """Floating-point operations a second of an n x n matrix product (0: 8192, 1024 on the CPU), the best of ten."""
+    n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return 2 * n**3 / min(clock(lambda: a @ b, device) for _ in range(10))

@@ -4,10 +4,11 @@
     python tests/benchmarks/gpu.py --only aff_scl jaccard   # these parts alone
     python tests/benchmarks/gpu.py --small                  # tries the script itself; its figures mean nothing
 
-Every part is a process of its own with a time box, and is killed with all its children when that is over. The file is
-written anew, in one step, after each part: whatever stops the command, the parts that ended are in it, with what the
-one under way had measured where it was a signal (Ctrl-C, SIGTERM). A part that fails leaves its error's first sentence,
-one that cannot run the reason. Nothing is downloaded. `python results/render.py` shows the files as a table.
+Every part is a process of its own with a time box, to which comes what the parts before it left of theirs; it is
+killed with all its children when that is over. The file is written anew, in one step, after each part: whatever stops
+the command, the parts that ended are in it, and after a signal (Ctrl-C, SIGTERM) also what the one under way had
+measured. A part that fails leaves its error's first sentence, one that cannot run the reason. Nothing is downloaded.
+`python results/render.py` shows the files as a table.
 
 Status: 0 if all parts ended well and no test failed, 1 if not (without a CUDA device nothing is written), 128 + the
 signal if stopped.
@@ -58,21 +59,24 @@ class Part:
         return [PACKAGES.get(module, module) for module in self.needs if importlib.util.find_spec(module) is None]
 
 
+TESTS = ("pytest", "cv2", "sklearn")
 PARTS = (
-    Part("tests-training", "Tests: every stage trains, compiles, continues", 225, needs=("pytest", "cv2", "sklearn")),
-    Part("tests-rest", "Tests: kernels, memory, caches, waits, NCCL", 75, needs=("pytest", "cv2", "sklearn")),
-    Part("aff_scl", "AFF_SCL: training", 30),
-    Part("convnext_ap", "ConvNeXt-AP: training, and SimAM's share", 45),
-    Part("pixel_sampling", "Pixel sampling: training, and sampling's share", 30),
-    Part("prsnet", "PRSNet: pre-training and fine-tuning, share of the card's peak", 45),
-    Part("dapg", "DAPG: stages, and noise groups against one core", 40, needs=("cv2",)),
-    Part("evaluation", "Evaluation at the size of Market-1501 and MSMT17", 30),
+    Part("tests-training", "Tests: every stage trains and continues, networks, NCCL", 190, needs=TESTS),
+    Part("tests-rest", "Tests: kernels, memory, caches, waits of the host", 60, needs=TESTS),
+    Part("aff_scl", "AFF_SCL: training", 25),
+    Part("convnext_ap", "ConvNeXt-AP: training, and SimAM's share", 40),
+    Part("pixel_sampling", "Pixel sampling: training, and sampling's share", 25),
+    Part("prsnet", "PRSNet: pre-training and fine-tuning, share of the card's peak", 35),
+    Part("dapg", "DAPG: stages, and noise groups against one core", 30, needs=("cv2",)),
+    Part("evaluation", "Evaluation at the size of Market-1501 and MSMT17", 25),
     Part("jaccard", "Jaccard distance, clustering, re-ranking against the CPU", 45),
-)  # together 565 s; the rest of the ten minutes is starting, and looking at the card
-
+    Part("tests-compile", "Tests: --compile", 85, needs=TESTS),
+)  # together 560 s
+START_S = 30  # for starting, looking at the card, and the end
 WORK = {part.name: f"training.{part.name}" for part in PARTS} | {  # module in device/, function(keep, small)
     "tests-training": "suite.training",
     "tests-rest": "suite.rest",
+    "tests-compile": "suite.compiled",
     "evaluation": "retrieval.measure_evaluation",
     "jaccard": "retrieval.measure_jaccard",
 }
@@ -129,8 +133,9 @@ def main(args: argparse.Namespace, parts: tuple[Part, ...] = PARTS) -> int:
     }
     slug = re.sub(r"[^A-Za-z0-9]+", "-", described["card"]["name"]).strip("-")
     args.out.mkdir(parents=True, exist_ok=True)
-    status = run_parts(chosen, record, args.out / f"{slug}-{now:%Y%m%dT%H%M%S}.json", args.small, args.minutes, began)
-    return status
+    scale = args.minutes / MINUTES
+    spare_s = START_S * scale - (time.monotonic() - began)
+    return run_parts(chosen, record, args.out / f"{slug}-{now:%Y%m%dT%H%M%S}.json", args.small, scale, spare_s)
 
 
 def refuse(sentence: str) -> int:
@@ -148,14 +153,18 @@ def describe() -> dict | str:
     return last_line(done.stderr).removeprefix("error: ") or f"looking at the card ended with {done.returncode}"
 
 
-def run_parts(parts: list[Part], record: dict, file: Path, small: bool, minutes: float, began: float) -> int:
-    """Run the parts one after another, write `file` after each; the status of the whole command."""
+def run_parts(parts: list[Part], record: dict, file: Path, small: bool, scale: float = 1, spare_s: float = 0) -> int:
+    """Run the parts one after another, write `file` after each; the status of the whole command.
+
+    Boxes times `scale`, and `spare_s` more, are when each part ends at the latest, counted from now.
+    """
+    began, end = time.monotonic(), spare_s
     done = {part.name: {"title": part.title, "status": "not run", "why": "stopped before it"} for part in parts}
     record |= {"parts": done, "seconds": 0.0}
     stop = Stop()
     for part in parts:
-        box = min(part.box_s * minutes / MINUTES, minutes * 60 - (time.monotonic() - began))
-        done[part.name] |= attempt(part, box, small, stop)
+        end += part.box_s * scale
+        done[part.name] |= attempt(part, end - (time.monotonic() - began), small, stop)
         record["seconds"] = round(time.monotonic() - began, 1)
         replace(file, lambda out: out.write(json.dumps(record, indent=1).encode() + b"\n"))
         show(done[part.name])
@@ -179,7 +188,7 @@ def attempt(part: Part, box_s: float, small: bool, stop: Stop) -> dict:
     """What a part left: status (done | failed | out of time | stopped | not run), why, seconds, box_s, figures."""
     if missing := part.missing():
         return {"why": f"this Python has no {', '.join(missing)}"}
-    if box_s < 1:
+    if box_s <= 0:
         return {"why": "no time was left"}
     print(f"{part.title} ({part.name}), at most {box_s:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -45,23 +45,26 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def clock(work: Callable) -> float:
-    """Seconds of work(), with the device's queue empty before and after."""
+def timed(work: Callable) -> tuple:
+    """What work() returns, and its seconds, with the device's queue empty before and after."""
     wait()
     began = time.perf_counter()
-    work()
+    result = work()
     wait()
-    return time.perf_counter() - began
+    return result, time.perf_counter() - began
 
 
 def seconds(work: Callable, repeats: int) -> float:
     """Median seconds of some calls, after one that warms up."""
-    return statistics.median([clock(work) for _ in range(repeats + 1)][1:])
+    return statistics.median([timed(work)[1] for _ in range(repeats + 1)][1:])
 
 
-def peak_mib(work: Callable) -> float:
-    """MiB that the allocator held at most during work(), what was there before included."""
+def peak_mib(work: Callable) -> float | None:
+    """MiB that the device's allocator held at most during work(), what was there before included; None on the CPU."""
     wait()
+    if not torch.cuda.is_available():
+        work()
+        return None
     torch.cuda.reset_peak_memory_stats()
     work()
     wait()

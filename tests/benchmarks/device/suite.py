@@ -37,14 +37,18 @@ def cause(report) -> str:
 
 
 def training(keep, small: bool) -> None:
-    run(keep, small, str(TRAINING))
+    run(keep, str(TRAINING), "-k", "not compiled")
+
+
+def compiled(keep, small: bool) -> None:
+    run(keep, str(TRAINING), "-k", "compiled")
 
 
 def rest(keep, small: bool) -> None:
-    run(keep, small, str(ROOT / "tests"), f"--ignore={TRAINING}")
+    run(keep, str(ROOT / "tests"), f"--ignore={TRAINING}")
 
 
-def run(keep, small: bool, *where: str) -> None:
+def run(keep, *where: str) -> None:
     """Raises RuntimeError if pytest could not do its work; tests that fail are figures."""
     words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=15", *where]
     code = pytest.main(words, plugins=[Counter(keep)])

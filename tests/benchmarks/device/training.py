@@ -7,6 +7,7 @@ bf16 as well. Medians of rounds, the two sides in turn.
 """
 
 import contextlib
+import functools
 import statistics
 import tempfile
 from argparse import Namespace
@@ -17,7 +18,7 @@ import torch
 
 from common import images, inputs, runtime, samplers, transforms
 from common.datasets import Sample
-from tests.benchmarks.device.figures import clock, fitting, peak_mib, seconds
+from tests.benchmarks.device.figures import fitting, peak_mib, seconds, timed
 
 ROUND_S = 0.8  # about, of each side
 IMAGES, EACH = 2048, 8  # of the random data, and of one person
@@ -25,10 +26,10 @@ IMAGES, EACH = 2048, 8  # of the random data, and of one person
 
 def measure(keep, title: str, batch: int, epoch, loop, most: int, small: bool) -> float:
     """Keep images/s of epoch(n) and loop(n), n steps each, their ratio and the peak of memory; returns the step's."""
-    peak = peak_mib(lambda: epoch(2)) if torch.cuda.is_available() else None
+    peak = peak_mib(lambda: epoch(2))
     loop(2)
-    count = min(most, 2 if small else max(4, int(ROUND_S / (clock(lambda: epoch(2)) / 2))))
-    times = [(clock(lambda: epoch(count)), clock(lambda: loop(count))) for _ in range(1 if small else 3)]
+    count = min(most, 2 if small else max(4, int(ROUND_S / (timed(lambda: epoch(2))[1] / 2))))
+    times = [[timed(lambda side=side: side(count))[1] for side in (epoch, loop)] for _ in range(1 if small else 3)]
     step, whole = (batch * count / statistics.median(side) for side in zip(*times))
     keep(f"{title}: step", step, "images/s")
     keep(f"{title}: loop", whole, "images/s")
@@ -138,17 +139,18 @@ def pixel_sampling(keep, small: bool) -> None:
 
     for amp in precisions(small):
         fitting(8 if small else 64, 8, lambda batch, amp=amp: doubled(keep, small, batch, amp))
-    if small:
-        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch, parts = bench.batch(device)
+    if small:
+        batch, parts = batch[:8, :, ::4, ::4].contiguous(), parts[:8, ::4, ::4].contiguous()
+    cost = {}
     for form in bench.FORMS:
         draw = torch.Generator().manual_seed(1)
-        cost = seconds(lambda form=form, draw=draw: bench.sample_pixels(batch, parts, draw, form=form), 5)
-        keep(f"sampling 64 images, {form}", 1000 * cost, "ms")
-        if form == "fixed":  # what the training uses on a GPU
-            step = seconds(bench.training_step(batch, parts, device), 5)
-            keep("sampling's share of the training step, bf16", 100 * cost / step, "%")
+        work = functools.partial(bench.sample_pixels, batch, parts, draw, form=form)
+        cost[form] = seconds(work, 1 if small else 5)
+        keep(f"sampling {len(batch)} images, {form}", 1000 * cost[form], "ms")
+    step = seconds(bench.training_step(batch, parts, device), 1 if small else 5)
+    keep("sampling's share of the training step, bf16", 100 * min(cost.values()) / step, "%")
 
 
 def doubled(keep, small: bool, batch: int, amp: str) -> None:
@@ -189,23 +191,20 @@ def prsnet(keep, small: bool) -> None:
     """Pre-training of PRSNet and of MAE, with the share of the peak of a matrix product that the step reaches."""
     from tests.benchmarks import bench_prsnet as bench
 
-    device, peak = torch.device("cuda" if torch.cuda.is_available() else "cpu"), None
-    if not small:
-        peak = bench.peak_flops(device, torch.bfloat16)
-        keep("peak of this device, bf16 matrix product of 8192", peak / 1e12, "TFLOP/s")
-    for model, words in (("prsnet", ""), ("mae", ""), ("prsnet", "--compile")):
-        if words and small:
-            continue
-        fitting(8 if small else 256, 8, lambda batch, m=model, w=words: rebuilt(keep, small, batch, m, w, peak))
-        if not words:
-            fitting(8 if small else 64, 8, lambda batch, m=model: centroids(keep, small, batch, m))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = 256 if small else 8192
+    peak = bench.peak_flops(device, torch.bfloat16, size)
+    keep(f"peak of this device, bf16 matrix product of {size}", peak / 1e12, "TFLOP/s")
+    for model in ("prsnet", "mae"):
+        fitting(8 if small else 256, 8, lambda batch, model=model: rebuilt(keep, small, batch, model, peak))
+        fitting(8 if small else 64, 8, lambda batch, model=model: centroids(keep, small, batch, model))
 
 
-def rebuilt(keep, small: bool, batch: int, model: str, words: str, peak: float | None) -> None:
+def rebuilt(keep, small: bool, batch: int, model: str, peak: float) -> None:
     from prsnet import pretrain
     from tests.benchmarks import bench_prsnet as bench
 
-    words = f"--amp bf16 --model {model} --batch-size {batch} {words}"
+    words = f"--amp bf16 --model {model} --batch-size {batch}"
     args = pretrain.parse_args(flags(words, small, "--size tiny --height 64 --width 32 --mask-block 4 4"))
     run = runtime.start(args, "prsnet")
     steps = 2 if small else IMAGES // batch
@@ -232,11 +231,10 @@ def rebuilt(keep, small: bool, batch: int, model: str, words: str, peak: float |
         def epoch(count: int) -> None:
             pretrain.train_one_epoch(*state, part(count, there), lambda pixels, generator: x, 0)
 
-        title = named(args, f"pre-training {model}{', compiled' if args.compile else ''}", batch)
+        title = named(args, f"pre-training {model}", batch)
         rate = measure(keep, title, batch, epoch, loop, steps, small)
-        if peak:
-            flops = bench.forward_flops(pretrain.build_model(args).to(run.device), x[:2], args)
-            keep(f"{title}: share of the peak", 100 * rate * 3 * flops / peak, "%")
+        flops = bench.forward_flops(pretrain.build_model(args).to(run.device), x[:2], args)
+        keep(f"{title}: share of the peak (a step is three forward passes)", 100 * rate * 3 * flops / peak, "%")
 
 
 def centroids(keep, small: bool, batch: int, model: str) -> None:
