@@ -21,6 +21,7 @@ from common.datasets import Sample
 from tests.benchmarks.device.figures import fitting, peak_mib, seconds, timed
 
 ROUND_S = 0.8  # about, of each side
+STILL = "--lr 1e-6"  # random images on end must not end in a loss that is not finite
 IMAGES, EACH = 2048, 8  # of the random data, and of one person
 
 
@@ -85,7 +86,7 @@ def contrast(keep, small: bool, batch: int, amp: str) -> None:
     from aff_scl import train
 
     tiny = "--backbone resnet18 --height 64 --width 32 --bn-groups 2"
-    args = train.parse_args(flags(f"--weights none --amp {amp} --batch-size {batch}", small, tiny))
+    args = train.parse_args(flags(f"{STILL} --weights none --amp {amp} --batch-size {batch}", small, tiny))
     run = runtime.start(args, "aff_scl")
     with random_store(64 if small else IMAGES, args.height, args.width) as store:
         labels = people(len(store))
@@ -158,7 +159,7 @@ def doubled(keep, small: bool, batch: int, amp: str) -> None:
     from pixel_sampling.masks import MaskStore
 
     tiny = "--backbone resnet18 --height 64 --width 32"
-    args = train.parse_args(flags(f"--weights none --amp {amp} --batch-size {batch}", small, tiny))
+    args = train.parse_args(flags(f"{STILL} --weights none --amp {amp} --batch-size {batch}", small, tiny))
     run = runtime.start(args, "pixel_sampling")
     with random_store(64 if small else IMAGES, args.height, args.width) as store:
         labels, ids = people(len(store)), batch // args.num_instances
@@ -204,7 +205,7 @@ def rebuilt(keep, small: bool, batch: int, model: str, peak: float) -> None:
     from prsnet import pretrain
     from tests.benchmarks import bench_prsnet as bench
 
-    words = f"--amp bf16 --model {model} --batch-size {batch}"
+    words = f"{STILL} --amp bf16 --model {model} --batch-size {batch}"
     args = pretrain.parse_args(flags(words, small, "--size tiny --height 64 --width 32 --mask-block 4 4"))
     run = runtime.start(args, "prsnet")
     steps = 2 if small else IMAGES // batch
@@ -240,7 +241,7 @@ def rebuilt(keep, small: bool, batch: int, model: str, peak: float) -> None:
 def centroids(keep, small: bool, batch: int, model: str) -> None:
     from prsnet import train
 
-    words = f"--model {model} --weights none --batch-size {batch}"
+    words = f"{STILL} --model {model} --weights none --batch-size {batch}"
     args = train.parse_args(flags(words, small, "--size tiny --height 64 --width 32 --mask-block 4 4"))
     run = runtime.start(args, "prsnet")
     torch.backends.cudnn.benchmark = False  # as train.py does
@@ -284,7 +285,7 @@ def started(small: bool, words: str):
     """(args, run) of dapg/train.py with these flags."""
     from dapg.flags import parse_args, variants
 
-    args = parse_args(flags(f"--weights none {words}", small, "--backbone resnet18 --height 64 --width 32"))
+    args = parse_args(flags(f"{STILL} --weights none {words}", small, "--backbone resnet18 --height 64 --width 32"))
     run = runtime.start(args, "dapg")
     args.settings = variants(args)
     return args, run
