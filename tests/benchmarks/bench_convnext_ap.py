@@ -107,6 +107,9 @@ class Setup:
         words += ["--compile"] if args.compile else []
         self.flags = train.parse_args([str(word) for word in words])
         self.device = torch.device(args.device)
+        if self.device.type == "cuda":  # as runtime.start
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
         here = Path(".")
         self.run = runtime.Run("convnext_ap", "bench", vars(self.flags), self.device, 0, 1, here, here, time.time())
         bare, self.optimizer, _ = train.build(self.flags, self.run, 751, train.make_plan(self.flags))
