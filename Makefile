@@ -7,7 +7,7 @@ FIRST_HALF := $(wildcard tests/test_[a-d]*.py)
 SECOND_HALF := $(filter-out $(FIRST_HALF),$(wildcard tests/test_*.py))
 DEMO := logs/aff_scl/market-synthetic-small/demo/seed0
 
-.PHONY: demo test test-first-half test-second-half test-fast lint format bench tables
+.PHONY: demo test test-first-half test-second-half test-fast lint format bench gpu tables
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -47,6 +47,11 @@ bench: $(VENV)/.ready
 	$(PY) tests/benchmarks/bench_jaccard.py
 	$(PY) tests/benchmarks/bench_data.py
 	$(PY) tests/benchmarks/bench_usual.py
+
+# Ten minutes on a machine with an NVIDIA GPU: the tests that need one, then the benchmarks, recorded and shown.
+gpu: $(VENV)/.ready
+	@status=0; $(PY) tests/benchmarks/gpu.py || status=$$?; \
+	test $$status -gt 1 || $(PY) results/render.py > /dev/null; exit $$status
 
 tables: $(VENV)/.ready
 	$(PY) results/render.py

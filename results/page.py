@@ -19,7 +19,7 @@ from string import Template
 from PIL import Image
 
 from common.visualize import Curve
-from results import compare, curves, schema, svg
+from results import compare, curves, device, schema, svg
 from results.printing import DASH, difference_text, flag_notes, link, notes_of, number_text, numbered
 from results.schema import Result
 from results.tables import HERE, Cell, Column, Line, Project, Table
@@ -53,8 +53,14 @@ def html(root: Path, found: list[Project], pictures: bool = False) -> str:
     body = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     return body.substitute(
         front=f'<div class="front"><div>{LEGEND}\n{_overview(root, found)}</div>{"".join(front)}</div>',
-        nav="\n".join(f'<li><a href="#{p.name}">{escape(_title(root, p))}</a></li>' for p in found),
-        main="\n".join(_project(root, p, [draw(path) for path in files if _owner(path, found) == p]) for p in found),
+        nav="\n".join(
+            [f'<li><a href="#{p.name}">{escape(_title(root, p))}</a></li>' for p in found]
+            + [f'<li><a href="#device">{device.TITLE}</a></li>']
+        ),
+        main="\n".join(
+            [_project(root, p, [draw(path) for path in files if _owner(path, found) == p]) for p in found]
+            + [device.html(root)]
+        ),
     )
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 from common import commandline
 from common.flags import RUNS
 from common.runfiles import replace
-from results import compare, curves, page, schema, tables
+from results import compare, curves, device, page, schema, tables
 from results.printing import (
     DASH,
     difference_text,
@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)
             if project.name in (args.projects or [project.name]):
                 print(as_text(project))
+        for title, rows in device.tables(device.load(root), lambda record: record["path"].stem):
+            print(f"\n{device.TITLE}: {title}\n{_aligned(rows)}")
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -138,6 +140,7 @@ def all_pages(root: Path, found: list[Project]) -> dict[Path, str]:
     """What every generated or partly generated page should contain."""
     listing = root / "results" / "README.md"
     parts = [INTRO] + [f"## {project.name}\n\n{as_markdown(project, listing.parent, root)}" for project in found]
+    parts.append(device.markdown(root, listing.parent, _markdown))
     pages = {listing: "\n".join(parts).rstrip() + "\n"}
     for readme in [root / "README.md", *(root / project.name / "README.md" for project in found)]:
         if readme.is_file():

@@ -1,8 +1,6 @@
 """The one allowed path line for tests, and the shared fixtures."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ sys.path.insert(0, str(ROOT))  # repository root first
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import family
 
 PYTHON = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master-port=0", "--standalone"]
@@ -91,20 +91,5 @@ def kill_when(command: list, folder: Path, pattern: str) -> None:
     while not list(folder.glob(pattern)):
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.01)
-    kill_family(process)
-
-
-def kill_family(process: subprocess.Popen) -> None:
-    """Send kill -9 to a process and all below it: torchrun gives each worker a session of its own."""
-    for pid in (process.pid, *descendants(process.pid)):
-        with contextlib.suppress(ProcessLookupError):  # loader workers come and go
-            os.kill(pid, signal.SIGKILL)
+    family.kill(process.pid)
     process.communicate()
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:  # it has ended meanwhile
-        return []
-    return own + [below for child in own for below in descendants(child)]

@@ -31,6 +31,7 @@ from convnext_ap.model import TRUNKS, ConvNeXtAP
 from convnext_ap.simam import simam_autograd
 
 MB = 2**20
+VARIANTS = {"ConvNeXt": ("none", 0), "ConvNeXt-A": ("dw", 0), "ConvNeXt-P": ("none", 6), "ConvNeXt-AP": ("dw", 6)}
 
 
 def parse_args(argv=None) -> Namespace:
@@ -106,6 +107,9 @@ class Setup:
         words += ["--compile"] if args.compile else []
         self.flags = train.parse_args([str(word) for word in words])
         self.device = torch.device(args.device)
+        if self.device.type == "cuda":  # as runtime.start
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
         here = Path(".")
         self.run = runtime.Run("convnext_ap", "bench", vars(self.flags), self.device, 0, 1, here, here, time.time())
         bare, self.optimizer, _ = train.build(self.flags, self.run, 751, train.make_plan(self.flags))
@@ -158,18 +162,29 @@ def main(args: Namespace) -> None:
 
 
 def throughput(args: Namespace, found: dict) -> None:
+    for name, figures in variants(args):
+        found[name] = figures
+        print(
+            f"{name:<12} step {figures['step']:8.1f} images/s, loop {figures['loop']:8.1f} images/s, "
+            f"ratio {figures['loop_over_step']:.3f}",
+            flush=True,
+        )
+    for name, share in simam_shares(
+        {name: figures["step"] for name, figures in found.items() if name != "args"}
+    ).items():
+        found[f"simam_share_{name}"] = share
+        print(f"SimAM is {100 * share:.1f} % of the step of {name}")
+
+
+def variants(args: Namespace):
+    """Name and {step, loop, loop_over_step} of Table 4's four, one after another; medians of images/s."""
     size = (3, args.height, args.width)
     images = args.steps * args.batch_size
     with tempfile.TemporaryDirectory() as folder:
         pixels = np.lib.format.open_memmap(f"{folder}/pixels.npy", "w+", np.uint8, (2048, *size))
         pixels[:] = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
         store = ImageStore([""] * len(pixels), size, "bicubic", "disk", torch.device(args.device), pixels)
-        for name, attention, parts in (
-            ("ConvNeXt", "none", 0),
-            ("ConvNeXt-A", "dw", 0),
-            ("ConvNeXt-P", "none", 6),
-            ("ConvNeXt-AP", "dw", 6),
-        ):
+        for name, (attention, parts) in VARIANTS.items():
             setup = Setup(args, attention, parts)
             x = torch.randn(args.batch_size, *size, device=setup.device).contiguous(memory_format=torch.channels_last)
             rate(setup, [(x, setup.labels)] * 3, 1)  # warm up, compile
@@ -177,16 +192,13 @@ def throughput(args: Namespace, found: dict) -> None:
             for _ in range(args.rounds):
                 step.append(rate(setup, [(x, setup.labels)] * args.steps, images))
                 loop.append(rate(setup, loop_stream(setup, args, store), images))
-            found[name] = {"step": median(step), "loop": median(loop), "loop_over_step": median(loop) / median(step)}
-            print(
-                f"{name:<12} step {median(step):8.1f} images/s, loop {median(loop):8.1f} images/s, "
-                f"ratio {found[name]['loop_over_step']:.3f}",
-                flush=True,
-            )
-    for plain, attentive in (("ConvNeXt", "ConvNeXt-A"), ("ConvNeXt-P", "ConvNeXt-AP")):
-        share = 1 - found[attentive]["step"] / found[plain]["step"]
-        found[f"simam_share_{attentive}"] = share
-        print(f"SimAM is {100 * share:.1f} % of the step of {attentive}")
+            yield name, {"step": median(step), "loop": median(loop), "loop_over_step": median(loop) / median(step)}
+
+
+def simam_shares(step: dict[str, float]) -> dict[str, float]:
+    """The share of SimAM in the step of the two variants that have it, from images/s."""
+    pairs = {"ConvNeXt-A": "ConvNeXt", "ConvNeXt-AP": "ConvNeXt-P"}
+    return {name: 1 - step[name] / step[plain] for name, plain in pairs.items()}
 
 
 if __name__ == "__main__":

@@ -70,10 +70,18 @@ def market(kind: str, small: bool, device: str) -> tuple:
     """query (Q, D), gallery (G, D) unit rows, and the four id arrays."""
     num_query, num_gallery, size = (337, 1973, 512) if small else (3368, 19732, 2048)
     num_ids, num_junk = num_query * 750 // 3368, num_gallery * 3819 // 19732 if kind == "junk" else 0
+    query, gallery, *ids = descriptors(num_query, num_gallery, num_ids, kind, size, 2798 / 15913, num_junk)
+    return query.to(device), gallery.to(device), *ids
+
+
+def descriptors(
+    num_query: int, num_gallery: int, num_ids: int, kind="clustered", size=2048, distractors=0.0, num_junk=0, cams=6
+) -> tuple:
+    """As `market` of any size, on the CPU."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     query_pids = rng.integers(1, num_ids + 1, num_query)
     gallery_pids = rng.integers(1, num_ids + 1, num_gallery)
-    gallery_pids[rng.random(num_gallery) < 2798 / 15913] = 0
+    gallery_pids[rng.random(num_gallery) < distractors] = 0
     gallery_pids[:num_junk] = -1
     centres = torch.randn(num_ids + 1, size, generator=generator)
 
@@ -83,9 +91,9 @@ def market(kind: str, small: bool, device: str) -> tuple:
             if kind != "random":
                 x[part] += 0.5 * centres[torch.from_numpy(pids)[part].clamp(min=0)]
             x[part] = torch.nn.functional.normalize(x[part])
-        return x.to(device)
+        return x
 
-    camids = [rng.integers(0, 6, n) for n in (num_query, num_gallery)]
+    camids = [rng.integers(0, cams, n) for n in (num_query, num_gallery)]
     return feats(query_pids), feats(gallery_pids), query_pids, gallery_pids, *camids
 
 

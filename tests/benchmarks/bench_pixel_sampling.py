@@ -88,7 +88,7 @@ def training_step(images, parts, device):
     """A whole training step of T2-c without sampling: 128 images through ResNet-50, losses, backward, SGD."""
     network = model.build("bot", 150).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    labels = torch.arange(16, device=device).repeat_interleave(4).repeat(2)
+    labels = torch.arange(len(images) // 4, device=device).repeat_interleave(4).repeat(2)
     x = torch.cat([images, sample_pixels(images, parts, torch.Generator().manual_seed(0))])
 
     def step():

@@ -53,12 +53,21 @@ def clock(work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product, the best of ten."""
-    n = 8192 if device.type == "cuda" else 1024
+def peak_flops(device: torch.device, dtype: torch.dtype, n: int = 0) -> float:
+    """Floating-point operations a second of an n x n matrix product (0: 8192, 1024 on the CPU), the best of ten."""
+    n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
     return 2 * n**3 / min(clock(lambda: a @ b, device) for _ in range(10))
+
+
+def forward_flops(model: torch.nn.Module, x: torch.Tensor, args: argparse.Namespace) -> float:
+    """Floating-point operations of a forward pass of one image, counted on the images x."""
+    grid = masking.grid_of(*x.shape[2:], args.mask_block)
+    masked = masking.random_mask(len(x), grid, args.mask_ratio, torch.Generator(x.device).manual_seed(0))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x, masked)
+    return counter.get_total_flops() / len(x)
 
 
 class Side:
@@ -80,9 +89,7 @@ class Side:
         self.x = self.augment(store.gather(torch.arange(args.batch_size)).to(device), self.generator)
         grid = masking.grid_of(256, 128, (16, 8))
         self.masked = masking.random_mask(args.batch_size, grid, 0.75, self.generator)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(self.x[:2], self.masked[:2])
-        self.flops = counter.get_total_flops() / 2  # of a forward pass of one image
+        self.flops = forward_flops(self.model, self.x[:2], self.args)
         self.run = torch.compile(self.model) if args.compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
