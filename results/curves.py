@@ -1,8 +1,9 @@
 """Pictures drawn from result files: the sweeps of tables.yaml, and losses and metrics by epoch from the logs beside
-the results.
+the results, of a table's rows together (`by_epoch`) or of each row.
 """
 
 import json
+import statistics
 from pathlib import Path
 
 from common import visualize
@@ -14,6 +15,10 @@ from results.tables import Project, Table
 def draw(project: Project, figures: Path) -> None:
     """Draw every sweep that has a number of ours, and the training curves of every logged run."""
     for table in project.tables:
+        for size in table.sizes + [""]:
+            if panels := epoch_panels(table, size):
+                title = table.heading + (f": synthetic {size}" if size else "")
+                visualize.plot(figures / epochs_name(table, size), panels, x_label="epoch", title=title)
         for size in ["", *table.sizes] if table.sweep else []:
             panels = sweep_panels(table, size)
             if panels:
@@ -58,13 +63,41 @@ def sweep_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
     return panels if ours_anywhere else {}
 
 
+def epochs_name(table: Table, size: str) -> str:
+    return f"{table.project}-{table.id}-epochs" + (f"-synthetic-{size}" if size else "") + ".png"
+
+
+def epoch_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
+    """A panel for each key of `by_epoch`, with a curve a row: the mean over its seeds and their sample deviation."""
+    panels: dict[str, list[visualize.Curve]] = {}
+    for name, runs in table.runs.items() if table.by_epoch else ():
+        logs = [read_log(result.log) for result in runs if result.size == size]
+        for key in table.by_epoch:
+            seeds = [{line["epoch"]: line[key] for line in log if key in line} for log in logs]
+            epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
+            if len(epochs) > 1:
+                scale = 100 if schema.is_retrieval(key) else 1
+                values = [[seed[epoch] * scale for seed in seeds] for epoch in epochs]
+                spread = [statistics.stdev(each) for each in values] if len(seeds) > 1 else None
+                curve = visualize.Curve(name, epochs, list(map(statistics.fmean, values)), spread)
+                panels.setdefault(key + (" (%)" if scale == 100 else ""), []).append(curve)
+    return panels
+
+
 def curve_figures(project: Project) -> list[tuple[str, str]]:
-    """(row, data) with a log -> the name of its picture of training curves, in order."""
+    """(row, data) with a log -> the name of its picture of training curves, in order; none for what a table draws."""
     found = {}
-    for result in project.results:
+    for result in alone(project):
         if result.log.is_file() and log_panels({result.seed: read_log(result.log)}):
             found[f"{result.row}, {result.data}"] = f"{project.name}-{result.data}-{result.row.replace('/', '_')}.png"
     return sorted(found.items())
+
+
+def alone(project: Project) -> list[schema.Result]:
+    """The results whose curves no table draws."""
+    tables = [table for table in project.tables if table.by_epoch]
+    drawn = {result.path for table in tables for runs in table.runs.values() for result in runs}
+    return [result for result in project.results if result.path not in drawn]
 
 
 def read_log(path: Path) -> list[dict]:

@@ -6,8 +6,8 @@ results/tables.py.
     python results/render.py --check     # change nothing; exit 1 if a page is not what the result files give
 
 A README shows tables between `<!-- results -->` and `<!-- /results -->`; `<!-- results table2 figure4 -->` shows some
-of them, and `<!-- results aff_scl/table2 -->` those of a project by name. A number appears only where a result file
-is, and links to it.
+of them, `<!-- results claims -->` the claims, and `<!-- results aff_scl/table2 -->` those of a project by name. A
+number appears only where a result file is, and links to it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 from common import commandline
 from common.runfiles import replace
-from results import curves, page, schema, tables
+from results import claims, claims_shown, curves, page, schema, tables
 from results.printing import (
     DASH,
     difference_text,
@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
     try:
         found = [tables.load(root, name) for name in schema.projects(root)]
+        for project in found:
+            project.claims = claims.load(root, project)
         unknown = sorted(set(args.projects) - {project.name for project in found})
         if unknown:
             raise Refused(
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         for project in found:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)
             if project.name in (args.projects or [project.name]):
-                print(as_text(project))
+                print(as_text(project), claims_shown.text(project.claims), sep="\n\n")
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -115,7 +117,10 @@ def _stale(pages: dict[Path, str]) -> list[Path]:
 def all_pages(root: Path, found: list[Project]) -> dict[Path, str]:
     """What every generated or partly generated page should contain."""
     listing = root / "results" / "README.md"
-    parts = [INTRO] + [f"## {project.name}\n\n{as_markdown(project, listing.parent, root)}" for project in found]
+    parts = [INTRO, *filter(None, [claims_shown.summary(found)])]
+    for project in found:
+        own = [claims_shown.markdown(project.claims, listing.parent), as_markdown(project, listing.parent, root)]
+        parts.append(f"## {project.name}\n\n" + "\n".join(filter(None, own)))
     pages = {listing: "\n".join(parts).rstrip() + "\n"}
     for readme in [root / "README.md", *(root / project.name / "README.md" for project in found)]:
         if readme.is_file():
@@ -130,11 +135,13 @@ def _filled(readme: Path, root: Path, found: list[Project]) -> str:
     default = [project for project in found if readme.parent in (root, root / project.name)]
 
     def fill(match: re.Match) -> str:
-        names = (match[2] or "").split()
-        chosen = [_find(readme, name, default, found) for name in names] or [
-            table for project in default for table in project.tables
-        ]
-        return match[1] + "\n" + "\n".join(table_markdown(table, readme.parent, root) for table in chosen) + match[3]
+        names = (match[2] or "claims").split()
+        chosen = [_find(readme, name, default, found) for name in names if name != "claims"]
+        if not match[2]:
+            chosen = [table for project in default for table in project.tables]
+        parts = [claims_shown.markdown(project.claims, readme.parent) for project in default if "claims" in names]
+        parts += [table_markdown(table, readme.parent, root) for table in chosen]
+        return match[1] + "\n" + "\n".join(filter(None, parts)) + match[3]
 
     return BLOCK.sub(fill, text)
 
@@ -241,9 +248,9 @@ def table_markdown(table: Table, base: Path, root: Path) -> str:
 
 
 def _picture(table: Table, size: str, base: Path, figures: Path) -> str:
-    if not table.sweep or not curves.sweep_panels(table, size):
-        return ""
-    return f"\n![{table.heading}]({link(base, figures / curves.sweep_name(table, size))})\n"
+    names = [curves.sweep_name(table, size)] if table.sweep and curves.sweep_panels(table, size) else []
+    names += [curves.epochs_name(table, size)] if curves.epoch_panels(table, size) else []
+    return "".join(f"\n![{table.heading}]({link(base, figures / name)})\n" for name in names)
 
 
 def _markdown(rows: list[list[str]]) -> str:
