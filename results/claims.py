@@ -14,7 +14,7 @@ claims.yaml: name -> mapping, in the order of the page.
       claim: "AGW learns to search across modalities."
       metric: all.rank1
       rows: {cpu/agw/sysu/ours: }
-      above: {untrained: 1, chance: 4}    # baseline: how many times; no claim of the paper, not counted among those
+      above: {untrained: 1, chance: 4}    # baseline, or a row of ours: how many times it; no claim of the paper
 
 The paper's numbers are those of its row in experiments.yaml. A baseline is what the row's own results hold (`before.`
 and `histogram.` metrics), else what results/baselines.py recorded for the row. Runs count only with their row's own
@@ -37,7 +37,7 @@ leaving that out makes its verdicts careful, not wrong.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,11 +185,11 @@ def _claim(where: str, name: str, spec: dict, runs: _Runs) -> Claim:
     for row in rows:
         if row not in runs.rows:
             raise Refused(f"{where}: row {row!r} is not in experiments.yaml")
-    own = {row: runs.of(row) for row in rows}
+    own = {row: runs.of(row) for row in (*rows, *(kind for kind in above if kind in runs.rows))}
     _check_metric(where, column.metric, [result for found in own.values() for result in found])
     _check_comparable(where, own, spec.get("equal", []))
     sides = [Side(row, _mean(own[row], column.metric), _printed(where, rows[row], column, runs)) for row in rows]
-    sides += [_baseline(where, next(iter(rows)), kind, times, column.metric, runs) for kind, times in above.items()]
+    sides += [_below(where, next(iter(rows)), kind, times, column.metric, runs) for kind, times in above.items()]
     last = len(sides) - 1
     pairs = [(0, i + 1) for i in range(last)] if above or test == "best" else [(i, i + 1) for i in range(last)]
     return Claim(
@@ -247,10 +247,17 @@ def _printed(where: str, given, column: Column, runs: _Runs) -> Cell | None:
     return paper_cell(found[column.metric], where, column)
 
 
-def _baseline(where: str, row: str, kind: str, times: float, metric: str, runs: _Runs) -> Side:
-    if kind not in BASELINES or not isinstance(times, (int, float)) or times <= 0:
-        raise Refused(f"{where}: above {kind!r}: {times!r}: expected {', '.join(BASELINES)} with a number of times")
+def _below(where: str, row: str, kind: str, times: float, metric: str, runs: _Runs) -> Side:
+    """What a row is claimed to be above: another row, or a baseline of it."""
+    if kind not in (*BASELINES, *runs.rows) or not isinstance(times, (int, float)) or times <= 0:
+        raise Refused(
+            f"{where}: above {kind!r}: {times!r}: expected {', '.join(BASELINES)} or a row, with a number of times"
+        )
+    if kind in runs.rows:
+        return Side(kind, _mean(runs.of(kind), metric), None, times)
     ours = _mean(runs.of(row), f"{BASELINES[kind]}.{metric}") or _mean(runs.baselines(row), f"{kind}.{metric}")
+    if ours and kind in EXACT:
+        ours = replace(ours, std=None)
     return Side(kind, ours, None, times, kind in EXACT)
 
 
@@ -264,7 +271,7 @@ def count(claims: Iterable[Claim]) -> dict[str, int]:
 
 
 def split(claims: Iterable[Claim]) -> Iterator[list[Claim]]:
-    """The paper's claims, then the comparisons with baselines."""
+    """The paper's claims, then the checks of ours."""
     claims = list(claims)
     yield [claim for claim in claims if claim.of_paper]
     yield [claim for claim in claims if not claim.of_paper]

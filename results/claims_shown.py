@@ -11,14 +11,14 @@ from results.printing import DASH, link, number_text
 from results.tables import Project
 
 HEADS = ("Claim", "In the paper", "Metric", "Paper", "Here", "Verdict")
-TITLES = ("What the paper claims, and what comes out here", "Above no training at all")
+TITLES = ("What the paper claims, and what comes out here", "Checks of ours: above no training, above no method")
 MEANING = """What a verdict says: in which direction a difference goes on rendered people, with small networks from
 random weights on one core; not what the papers' data sets, networks and ImageNet weights would give, and nothing about
 the size of their numbers. *holds*: our means differ as claimed, by more than two standard errors of the difference;
 *does not hold*: by as much the other way; *cannot be told*: less than that, or fewer than two seeds on a side;
 *not run*: a row has no result. At three seeds two equal methods pass two standard errors in 12 to 18 of 100
 comparisons, so that a single verdict is weak evidence."""
-COUNT_HEADS = ("Paper", "claims", *claims.VERDICTS, "main rows above no training")
+COUNT_HEADS = ("Paper", "claims", *claims.VERDICTS, "checks of ours that hold")
 
 
 def markdown(found: list[Claim], base: Path) -> str:
@@ -79,7 +79,7 @@ def _html_line(claim: Claim, base: Path) -> str:
 
 
 def counts(found: list[Claim]) -> list[str]:
-    """Of a project: number of the paper's claims, of each verdict, and main rows above their baselines as "2 of 3"."""
+    """Of a project: number of the paper's claims, of each verdict, and our checks that hold as "2 of 3"."""
     paper, own = claims.split(found)
     above = f"{claims.count(own)[claims.HOLDS]} of {len(own)}" if own else DASH
     return [str(len(paper)), *(str(number) for number in claims.count(paper).values()), above]

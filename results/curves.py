@@ -2,6 +2,7 @@
 the results, of a table's rows together (`by_epoch`) or of each row.
 """
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -68,20 +69,31 @@ def epochs_name(table: Table, size: str) -> str:
 
 
 def epoch_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
-    """A panel for each key of `by_epoch`, with a curve a row: the mean over its seeds and their sample deviation."""
+    """A panel for each key of `by_epoch` and data set, with a curve a row: the mean over its seeds, their deviation."""
     panels: dict[str, list[visualize.Curve]] = {}
+    several = len({result.data for runs in table.runs.values() for result in runs if result.size == size}) > 1
     for name, runs in table.runs.items() if table.by_epoch else ():
-        logs = [read_log(result.log) for result in runs if result.size == size]
-        for key in table.by_epoch:
-            seeds = [{line["epoch"]: line[key] for line in log if key in line} for log in logs]
-            epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
-            if len(epochs) > 1:
-                scale = 100 if schema.is_retrieval(key) else 1
-                values = [[seed[epoch] * scale for seed in seeds] for epoch in epochs]
-                spread = [statistics.stdev(each) for each in values] if len(seeds) > 1 else None
-                curve = visualize.Curve(name, epochs, list(map(statistics.fmean, values)), spread)
-                panels.setdefault(key + (" (%)" if scale == 100 else ""), []).append(curve)
+        rows: dict[tuple[str, str], list[list[dict]]] = {}
+        for result in runs:
+            if result.size == size:
+                rows.setdefault((result.data, result.row), []).append(read_log(result.log))
+        for ((data, _), logs), key in itertools.product(rows.items(), table.by_epoch):
+            if curve := _over_seeds(name, logs, key):
+                title = key + (" (%)" if schema.is_retrieval(key) else "") + (f", {data}" if several else "")
+                panels.setdefault(title, []).append(curve)
     return panels
+
+
+def _over_seeds(name: str, logs: list[list[dict]], key: str) -> visualize.Curve | None:
+    """The mean of a key by epoch, of the epochs that all logs hold; None for fewer than two."""
+    seeds = [{line["epoch"]: line[key] for line in log if key in line} for log in logs]
+    epochs = sorted(set.intersection(*map(set, seeds)))
+    if len(epochs) < 2:
+        return None
+    scale = 100 if schema.is_retrieval(key) else 1
+    values = [[seed[epoch] * scale for seed in seeds] for epoch in epochs]
+    spread = [statistics.stdev(each) for each in values] if len(seeds) > 1 else None
+    return visualize.Curve(name, epochs, list(map(statistics.fmean, values)), spread)
 
 
 def curve_figures(project: Project) -> list[tuple[str, str]]:

@@ -248,23 +248,12 @@ def _table(where: str, project: str, name: str, spec: dict, rows: dict, usable: 
     for line in _lines(spec):
         check_keys(line, LINE_KEYS, f"{where}, line {line.get('name')!r}", required=("name",))
         lines.append(_line(f"{where}, line {line['name']!r}", line, columns, settings, rows, usable, departs))
-    named = _named_rows(spec)
     drawn = {"notes": list(spec.get("notes", [])), "sweep": spec.get("x", ""), "by_epoch": spec.get("by_epoch", [])}
     runs = {
-        text: [r for (used, _), found in usable.items() if used == row for r in found] for row, text in named.items()
+        line["name"]: [r for key, found in usable.items() if key[0] in rows_of(line) for r in found]
+        for line in _lines(spec)
     }
     return Table(project, name, spec["title"], settings, columns, lines, **drawn, runs=runs)
-
-
-def _named_rows(spec: dict) -> dict[str, str]:
-    """Row -> the name of the first line that shows it, after the group where a line holds several rows."""
-    found: dict[str, str] = {}
-    for line in _lines(spec):
-        rows = line.get("rows", {})
-        by_group = {"": rows} if isinstance(rows, str) else rows
-        for group, row in by_group.items():
-            found.setdefault(row, f"{group if len(set(by_group.values())) > 1 else ''} {line['name']}".strip())
-    return found
 
 
 def _lines(spec: dict) -> Iterable[dict]:
@@ -283,7 +272,13 @@ def _lines(spec: dict) -> Iterable[dict]:
 
 def shown_rows(spec: dict) -> set[str]:
     """The rows that a table or sweep shows."""
-    return set(_named_rows(spec))
+    return {row for line in _lines(spec) for row in rows_of(line)}
+
+
+def rows_of(line: dict) -> list[str]:
+    """The rows of one line, each once."""
+    rows = line.get("rows", {})
+    return [rows] if isinstance(rows, str) else list(dict.fromkeys(rows.values()))
 
 
 def column_of(group: str, metric: str | dict, where: str) -> Column:
