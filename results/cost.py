@@ -74,14 +74,9 @@ def _names(results: list[Result]) -> str:
 
 
 def total(costs: Iterable[tuple[bool, Cost]]) -> str:
-    """One sentence for (done, cost) of all runs of a plan: what was spent, what remains, and what is unknown."""
+    """One line for (done, cost) of all runs of a plan: what was spent, what remains, and how many are unknown."""
     costs = list(costs)
-    spent = sum(cost.wall_s or 0 for done, cost in costs if done)
-    left = [cost for done, cost in costs if not done]
-    unknown = sum(cost.wall_s is None for cost in left)
-    remaining = duration(sum(cost.wall_s or 0 for cost in left))
-    return (
-        f"{len(costs) - len(left)} done runs took {duration(spent)}; the {len(left)} others take "
-        + (f"about {remaining}" if unknown < len(left) else "an unknown time" if left else "nothing")
-        + (f" and what {unknown} of them cost, which no result tells" if 0 < unknown < len(left) else "")
-    )
+    done, left = ([cost.wall_s for is_done, cost in costs if is_done == wanted] for wanted in (True, False))
+    known = [wall_s for wall_s in left if wall_s is not None]
+    text = f"done: {len(done)}, {duration(sum(filter(None, done)))}; to do: {len(left)}, about {duration(sum(known))}"
+    return text + (f" without {len(left) - len(known)} of unknown cost" if len(known) < len(left) else "")

@@ -83,7 +83,7 @@ def _overview(root: Path, found: list[Project]) -> str:
         '<div class="scroll"><table class="counts"><thead><tr><th>paper</th>'
         + "".join(f'<th class="number">{text}</th>' for text in heads)
         + f"<th></th></tr></thead>{''.join(lines)}</table></div>"
-        + claims_shown.meaning_html()
+        + (claims_shown.meaning_html() if any(project.claims for project in found) else "")
     )
 
 

@@ -132,10 +132,11 @@ class Table:
 
     @property
     def heading(self) -> str:
-        """`Table 2. Fully unsupervised ReID` from the id table2; a single group joins the title, so that columns need
-        not repeat it.
+        """`Table 2. Fully unsupervised ReID` from the id table2, `Table 2 on rendered people. ...` from table2-cpu; a
+        single group joins the title, so that columns need not repeat it.
         """
         label = re.sub(r"^([a-z]+)(\d+)", lambda match: f"{match[1].capitalize()} {match[2]}", self.id)
+        label = re.sub(r"-cpu$", " on rendered people", label)
         groups = {column.group for column in self.columns} - {""}
         return f"{label}. {self.title}" + (f" ({groups.pop()})" if len(groups) == 1 else "")
 
