@@ -161,6 +161,19 @@ def rank_metrics(
         return _metrics(fill, pairs, query.device, torch.float32, max_rank, chunk)
 
 
+def chance(query_pids: Array, gallery_pids: Array, ignored: np.ndarray | None = None) -> float:
+    """The rank-1 that a random order of the gallery gives on average; `ignored` (Q, G) bool as the protocol leaves out.
+
+    Queries without a match are skipped. Raises: ValueError if none has one. Memory: Q x G.
+    """
+    query_pids, gallery_pids = _ids(query_pids, "query_pids"), _ids(gallery_pids, "gallery_pids")
+    kept = np.ones((len(query_pids), len(gallery_pids)), bool) if ignored is None else ~ignored
+    matches = ((query_pids[:, None] == gallery_pids) & kept).sum(1)
+    if not matches.any():
+        raise ValueError("no valid query: no query has an image of its identity left in the gallery")
+    return float(np.mean(matches[matches > 0] / kept.sum(1)[matches > 0]))
+
+
 def rank_metrics_from_distances(
     dist: Array,
     query_pids: Array,

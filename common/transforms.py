@@ -292,9 +292,9 @@ class Augment:
 
     Args: flip probability; pad zeros a side before the crop (black pixels, since it comes before normalisation;
     None: as draw_geometry); crop_scale for a resized crop (None: no) with crop_ratio; jitter strengths (brightness,
-    contrast, saturation, hue) with jitter_p; grey and blur probabilities, blur_sigma range in pixels; erase probability,
-    erase_area, erase_ratio, erase_law, and erase_fill, written after normalisation: values a channel (default: the
-    ImageNet mean as it stands, the lineage's quirk) or "random".
+    contrast, saturation, hue) with jitter_p; grey and blur probabilities, blur_sigma range in pixels; erase
+    probability, erase_area, erase_ratio, erase_law, and erase_fill, written after normalisation: values a channel
+    (default: the ImageNet mean as it stands, the lineage's quirk) or "random".
     """
 
     def __init__(

@@ -1,8 +1,10 @@
 """Pictures drawn from result files: the sweeps of tables.yaml, and losses and metrics by epoch from the logs beside
-the results.
+the results, of a table's rows together (`by_epoch`) or of each row.
 """
 
+import itertools
 import json
+import statistics
 from pathlib import Path
 
 from common import visualize
@@ -14,6 +16,10 @@ from results.tables import HERE, Project, Table
 def draw(project: Project, figures: Path) -> None:
     """Draw every sweep that has a number of ours, and the training curves of every logged run."""
     for table in project.tables:
+        for size in table.sizes + [""]:
+            if panels := epoch_panels(table, size):
+                title = table.heading + (f": synthetic {size}" if size else "")
+                visualize.plot(figures / epochs_name(table, size), panels, x_label="epoch", title=title)
         for size in ["", *table.sizes] if table.sweep else []:
             panels = sweep_panels(table, size)
             if panels:
@@ -60,13 +66,52 @@ def sweep_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
     return panels if ours_anywhere else {}
 
 
+def epochs_name(table: Table, size: str) -> str:
+    return f"{table.project}-{table.id}-epochs" + (f"-synthetic-{size}" if size else "") + ".png"
+
+
+def epoch_panels(table: Table, size: str) -> dict[str, list[visualize.Curve]]:
+    """A panel for each key of `by_epoch` and data set, with a curve a row: the mean over its seeds, their deviation."""
+    panels: dict[str, list[visualize.Curve]] = {}
+    several = len({result.data for runs in table.runs.values() for result in runs if result.size == size}) > 1
+    for name, runs in table.runs.items() if table.by_epoch else ():
+        rows: dict[tuple[str, str], list[list[dict]]] = {}
+        for result in runs:
+            if result.size == size:
+                rows.setdefault((result.data, result.row), []).append(read_log(result.log))
+        for ((data, _), logs), key in itertools.product(rows.items(), table.by_epoch):
+            if curve := _over_seeds(name, logs, key):
+                title = key + (" (%)" if schema.is_retrieval(key) else "") + (f", {data}" if several else "")
+                panels.setdefault(title, []).append(curve)
+    return panels
+
+
+def _over_seeds(name: str, logs: list[list[dict]], key: str) -> visualize.Curve | None:
+    """The mean of a key by epoch, of the epochs that all logs hold; None for fewer than two."""
+    seeds = [{line["epoch"]: line[key] for line in log if key in line} for log in logs]
+    epochs = sorted(set.intersection(*map(set, seeds)))
+    if len(epochs) < 2:
+        return None
+    scale = 100 if schema.is_retrieval(key) else 1
+    values = [[seed[epoch] * scale for seed in seeds] for epoch in epochs]
+    spread = [statistics.stdev(each) for each in values] if len(seeds) > 1 else None
+    return visualize.Curve(name, epochs, list(map(statistics.fmean, values)), spread)
+
+
 def curve_figures(project: Project) -> list[tuple[str, str]]:
-    """(row, data) with a log -> the name of its picture of training curves, in order."""
+    """(row, data) with a log -> the name of its picture of training curves, in order; none for what a table draws."""
     found = {}
-    for result in project.results:
+    for result in alone(project):
         if result.log.is_file() and log_panels({result.seed: read_log(result.log)}):
             found[f"{result.row}, {result.data}"] = f"{project.name}-{result.data}-{result.row.replace('/', '_')}.png"
     return sorted(found.items())
+
+
+def alone(project: Project) -> list[schema.Result]:
+    """The results whose curves no table draws."""
+    tables = [table for table in project.tables if table.by_epoch]
+    drawn = {result.path for table in tables for runs in table.runs.values() for result in runs}
+    return [result for result in project.results if result.path not in drawn]
 
 
 def read_log(path: Path) -> list[dict]:

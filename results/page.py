@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import statistics
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -19,7 +20,7 @@ from string import Template
 from PIL import Image
 
 from common.visualize import Curve
-from results import compare, curves, device, schema, svg
+from results import claims_shown, compare, curves, device, schema, svg
 from results.printing import DASH, difference_text, flag_notes, link, notes_of, number_text, numbered
 from results.schema import Result
 from results.tables import HERE, Cell, Column, Line, Project, Table
@@ -52,7 +53,7 @@ def html(root: Path, found: list[Project], pictures: bool = False) -> str:
     front = [draw(path) for path in files if not _owner(path, found)]
     body = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     return body.substitute(
-        front=f'<div class="front"><div>{LEGEND}\n{_overview(root, found)}</div>{"".join(front)}</div>',
+        front=f'<div class="front"><div>{_overview(root, found)}\n{LEGEND}</div>{"".join(front)}</div>',
         nav="\n".join(
             [f'<li><a href="#{p.name}">{escape(_title(root, p))}</a></li>' for p in found]
             + [f'<li><a href="#device">{device.TITLE}</a></li>']
@@ -77,6 +78,7 @@ def moved(text: str, old: Path, new: Path) -> str:
 
 
 def _overview(root: Path, found: list[Project]) -> str:
+    """The first table: of each paper its claims by verdict, then its rows; and what a verdict means."""
     lines = []
     for project in found:
         rows = schema.load_rows(root, project.name)
@@ -84,14 +86,18 @@ def _overview(root: Path, found: list[Project]) -> str:
         sizes = [{r.row for r in runs} for runs in (real, [r for r in project.results if r.size])]
         lines.append(
             f'<tbody><tr><th scope="row"><a href="#{project.name}">{escape(_title(root, project))}</a></th>'
-            + "".join(f'<td class="number">{number or _dash()}</td>' for number in (len(rows), *map(len, sizes)))
+            + "".join(
+                f'<td class="number">{number if str(number) not in ("0", DASH) else _dash()}</td>'
+                for number in (*claims_shown.counts(project.claims), len(rows), *map(len, sizes))
+            )
             + f'<td><a href="{link(root / "results", root / project.name / "README.md")}">README</a></td></tr></tbody>'
         )
-    heads = ("rows", "run on real data", "on rendered people")
+    heads = (*claims_shown.COUNT_HEADS[1:], "rows", "run on real data", "on rendered people")
     return (
-        '<div class="scroll"><table><thead><tr><th>paper</th>'
+        '<div class="scroll"><table class="counts"><thead><tr><th>paper</th>'
         + "".join(f'<th class="number">{text}</th>' for text in heads)
         + f"<th></th></tr></thead>{''.join(lines)}</table></div>"
+        + (claims_shown.meaning_html() if any(project.claims for project in found) else "")
     )
 
 
@@ -104,7 +110,8 @@ def _title(root: Path, project: Project) -> str:
 
 def _project(root: Path, project: Project, pictures: list[str]) -> str:
     commands = {result.path: result.content["command"] for result in [*project.results, *project.here]}
-    sections = [(table.id, table.heading, _table(root, table, commands)) for table in project.tables]
+    sections = [("claims", "Claims of the paper", claims_shown.html(project.claims, root / "results"))]
+    sections += [(table.id, table.heading, _table(root, table, commands)) for table in project.tables]
     sections.append(("runs", "Runs outside the tables", _others(root, project)))
     sections.append(("here", "Made here", _here(root, project)))
     sections.append(("cmc", "Matching rate by rank (CMC)", _cmc(project)))
@@ -291,29 +298,33 @@ def _charts(panels: dict[str, list[Curve]], x_label: str) -> str:
 
 
 def _sweeps(table: Table) -> str:
+    """The sweep of a table, and its rows over the epochs."""
     out = ""
-    for size in ["", *table.sizes] if table.sweep else []:
-        panels = curves.sweep_panels(table, size)
-        if panels:
-            out += f'\n<h4 class="synthetic-note">synthetic {size}</h4>' if size else ""
-            out += _charts(panels, table.sweep)
+    for size in ["", *table.sizes]:
+        panels = curves.sweep_panels(table, size) if table.sweep else {}
+        for drawn, x_label in ((panels, table.sweep), (curves.epoch_panels(table, size), "epoch")):
+            if drawn:
+                out += f'\n<h4 class="synthetic-note">synthetic {size}</h4>' if size else ""
+                out += _charts(drawn, x_label)
     return out
 
 
 def _cmc(project: Project) -> str:
-    """Rank-k of every run by data set and protocol, where a result holds at least three of them."""
-    panels: dict[str, dict[str, list[Curve]]] = {}
+    """Rank-k of every row by data set and protocol, means over its seeds, where results hold at least three of them."""
+    runs: dict[tuple[str, str], list[Result]] = {}
     for result in project.results:
-        for prefix, ranks in _ranks(result.metrics).items():
-            values = [result.metrics[f"{prefix}rank{k}"] * 100 for k in ranks]
-            several = sum(other.row == result.row and other.data == result.data for other in project.results) > 1
-            name = result.row + (f", seed {result.seed}" if several else "")
-            panel = panels.setdefault(result.data, {}).setdefault(f"{prefix}rank-k (%)", [])
-            panel.append(Curve(name, ranks, values))
+        runs.setdefault((result.data, result.row), []).append(result)
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for (data, row), results in runs.items():
+        shared = set.intersection(*(set(result.metrics) for result in results))
+        for prefix, ranks in _ranks(shared).items():
+            values = [statistics.fmean(r.metrics[f"{prefix}rank{k}"] * 100 for r in results) for k in ranks]
+            name = row + (f", mean of {len(results)}" if len(results) > 1 else "")
+            panels.setdefault(data, {}).setdefault(f"{prefix}rank-k (%)", []).append(Curve(name, ranks, values))
     return "".join(f"<h4>{escape(data)}</h4>{_charts(charts, 'k')}" for data, charts in sorted(panels.items()))
 
 
-def _ranks(metrics: dict) -> dict[str, list[int]]:
+def _ranks(metrics: Iterable[str]) -> dict[str, list[int]]:
     """Protocol prefix ("" or "cross.") -> its k in ascending order, three at least."""
     found: dict[str, list[int]] = {}
     for name in metrics:
@@ -324,9 +335,9 @@ def _ranks(metrics: dict) -> dict[str, list[int]]:
 
 
 def _training(project: Project) -> str:
-    """Losses and metrics by epoch of every logged run."""
+    """Losses and metrics by epoch of every logged run that no table draws."""
     logs: dict[tuple[str, str], dict[int, Result]] = {}
-    for result in project.results:
+    for result in curves.alone(project):
         if result.log.is_file():
             logs.setdefault((result.row, result.data), {})[result.seed] = result
     parts = []
@@ -345,7 +356,10 @@ def _picture_files(root: Path, found: list[Project]) -> dict[Path, str]:
     """Pictures that are no drawing of tables or logs -> caption; those of no project first."""
     folder = root / "results" / "figures"
     drawn = {name for project in found for _, name in curves.curve_figures(project)}
-    drawn |= {curves.sweep_name(t, size) for p in found for t in p.tables if t.sweep for size in ["", *t.sizes]}
+    for table in (table for project in found for table in project.tables):
+        for size in ["", *table.sizes]:
+            drawn |= {curves.sweep_name(table, size)} if table.sweep else set()
+            drawn |= {curves.epochs_name(table, size)} if table.by_epoch else set()
     files = sorted(path for path in folder.glob("*") if path.suffix in (".png", ".jpg") and path.name not in drawn)
     pages = [root / "README.md", *(root / project.name / "README.md" for project in found)]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.is_file())

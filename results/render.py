@@ -7,8 +7,8 @@ results/tables.py.
     python results/render.py --check     # change nothing; exit 1 if a page is not what the recorded files give
 
 A README shows tables between `<!-- results -->` and `<!-- /results -->`; `<!-- results table2 figure4 -->` shows some
-of them, and `<!-- results aff_scl/table2 -->` those of a project by name. A number appears only where a result file
-is, and links to it.
+of them, `<!-- results claims -->` the claims, and `<!-- results aff_scl/table2 -->` those of a project by name. A
+number appears only where a result file is, and links to it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 from common import commandline
 from common.flags import RUNS
 from common.runfiles import replace
-from results import compare, curves, device, page, schema, tables
+from results import claims, claims_shown, compare, curves, device, page, schema, tables
 from results.printing import (
     DASH,
     difference_text,
@@ -53,6 +53,9 @@ Runs on rendered people stand under headings of their own (*synthetic small*, *s
 code learns and in which direction a change acts, and compare with nothing in the paper. An asterisk marks a synthetic
 run with other flags than its row's. mAP and Rank-k are per cent.
 
+Claims are those of `<project>/claims.yaml`; their verdicts are computed from the same files by results/claims.py.
+`baselines/` holds what some rows give without training, recorded by `python results/baselines.py`.
+
 A result file `<project>/<data>/<row>/seed<k>.json` holds `schema`, `project`, `row`, `seed`, `command` and `args`
 (how to repeat it), `git` (commit, dirty), `metrics` (retrieval metrics as fractions), `epoch` and `selection` (`last`
 or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, digest of the file list), `env`
@@ -77,6 +80,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     args = parse_args(argv)
     try:
         found, folder = [tables.load(root, name) for name in schema.projects(root)], args.results_dir or root / RUNS
+        for project in found:
+            project.claims = claims.load(root, project)
         unknown = sorted(set(args.projects) - {project.name for project in found})
         if unknown:
             raise Refused(
@@ -94,7 +99,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         for project in found:
             print("".join(f"warning: {text}\n" for text in project.warnings), end="", file=sys.stderr)
             if project.name in (args.projects or [project.name]):
-                print(as_text(project))
+                print(as_text(project), claims_shown.text(project.claims), sep="\n\n")
         for title, rows in device.tables(device.load(root), lambda record: record["path"].stem):
             print(f"\n{device.TITLE}: {title}\n{_aligned(rows)}")
     except Refused as error:
@@ -139,7 +144,10 @@ def _stale(pages: dict[Path, str]) -> list[Path]:
 def all_pages(root: Path, found: list[Project]) -> dict[Path, str]:
     """What every generated or partly generated page should contain."""
     listing = root / "results" / "README.md"
-    parts = [INTRO] + [f"## {project.name}\n\n{as_markdown(project, listing.parent, root)}" for project in found]
+    parts = [INTRO, *filter(None, [claims_shown.summary(found)])]
+    for project in found:
+        own = [claims_shown.markdown(project.claims, listing.parent), as_markdown(project, listing.parent, root)]
+        parts.append(f"## {project.name}\n\n" + "\n".join(filter(None, own)))
     parts.append(device.markdown(root, listing.parent, _markdown))
     pages = {listing: "\n".join(parts).rstrip() + "\n"}
     for readme in [root / "README.md", *(root / project.name / "README.md" for project in found)]:
@@ -155,11 +163,13 @@ def _filled(readme: Path, root: Path, found: list[Project]) -> str:
     default = [project for project in found if readme.parent in (root, root / project.name)]
 
     def fill(match: re.Match) -> str:
-        names = (match[2] or "").split()
-        chosen = [_find(readme, name, default, found) for name in names] or [
-            table for project in default for table in project.tables
-        ]
-        return match[1] + "\n" + "\n".join(table_markdown(table, readme.parent, root) for table in chosen) + match[3]
+        names = (match[2] or "claims").split()
+        chosen = [_find(readme, name, default, found) for name in names if name != "claims"]
+        if not match[2]:
+            chosen = [table for project in default for table in project.tables]
+        parts = [claims_shown.markdown(project.claims, readme.parent) for project in default if "claims" in names]
+        parts += [table_markdown(table, readme.parent, root) for table in chosen]
+        return match[1] + "\n" + "\n".join(filter(None, parts)) + match[3]
 
     return BLOCK.sub(fill, text)
 
@@ -272,9 +282,9 @@ def table_markdown(table: Table, base: Path, root: Path) -> str:
 
 
 def _picture(table: Table, size: str, base: Path, figures: Path) -> str:
-    if not table.sweep or not curves.sweep_panels(table, size):
-        return ""
-    return f"\n![{table.heading}]({link(base, figures / curves.sweep_name(table, size))})\n"
+    names = [curves.sweep_name(table, size)] if table.sweep and curves.sweep_panels(table, size) else []
+    names += [curves.epochs_name(table, size)] if curves.epoch_panels(table, size) else []
+    return "".join(f"\n![{table.heading}]({link(base, figures / name)})\n" for name in names)
 
 
 def _markdown(rows: list[list[str]]) -> str:

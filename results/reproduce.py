@@ -6,7 +6,8 @@
     python results/reproduce.py "aff_scl/table5/*" --synthetic small -- --epochs 4 --amp bf16
 
 A pattern is a project, a table (project/table4: all rows that the table shows), a row, the beginning of one up to a
-slash, or a glob. Rows that others need run first. A row and seed is *done* when a result file is there, on data of
+slash, or a glob, also over projects ("*/cpu/*"). The plan says what each run costs, from recorded wall times
+(results/cost.py). Rows that others need run first. A row and seed is *done* when a result file is there, on data of
 the same kind and size, whose method flags equal those that the command would set; flags that only say where and how
 to run (data folder, workers, cache, compile) do not count. It is *continued* when its log folder holds a checkpoint,
 and *new* otherwise. A result recorded in this repository, under results/, is named but does not make a row done: it was
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 import yaml
 
 from common import commandline, datasets, flags, runfiles
-from results import schema, tables
+from results import cost, schema, tables
 from results.schema import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,15 +121,15 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             print(listing(root, rows, chosen, args.results_dir))
             return 0
         jobs = [job for row in in_order(rows, chosen) for job in planned(root, rows, args, *row)]
+        costs = costs_of(root, rows, args.results_dir, jobs)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(jobs)} runs, of which {sum(job.status == 'done' for job in jobs)} are done:")
-    for job in jobs:
-        print(
-            f"  {job.status:<8}  {job.name}{job.remark and f' ({job.remark})'}\n            {job.text(args.gpus)}",
-            flush=True,
-        )
+    for job, each in zip(jobs, costs):
+        remark = f" ({job.remark})" if job.remark else ""
+        print(f"  {job.status:<8}  {job.name}{remark}  {each.text()}\n            {job.text(args.gpus)}", flush=True)
+    print(cost.total((job.status == "done", each) for job, each in zip(jobs, costs)), flush=True)
     if args.dry_run:
         return 0
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # Windows has none
@@ -145,16 +146,14 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 def matching(root: Path, rows: dict[str, dict], pattern: str) -> list[tuple[str, str]]:
     """The (project, row) pairs that a pattern names. Raises: Refused with close names when there are none."""
-    project, _, rest = pattern.strip("/").partition("/")
-    names = rows.get(project, {})
-    shown = table_rows(root, project) if names else {}
+    first, _, rest = pattern.strip("/").partition("/")
+    projects = [project for project in rows if fnmatch.fnmatchcase(project, first)]
+    shown = {project: table_rows(root, project).get(rest, ()) for project in projects}
     found = [
         (project, row)
-        for row in names
-        if rest in ("", row)
-        or row.startswith(rest + "/")
-        or row in shown.get(rest, ())
-        or fnmatch.fnmatchcase(row, rest)
+        for project in projects
+        for row in rows[project]
+        if rest in ("", row) or row.startswith(rest + "/") or row in shown[project] or fnmatch.fnmatchcase(row, rest)
     ]
     if found:
         return found
@@ -201,6 +200,18 @@ def in_order(rows: dict[str, dict], chosen: list[tuple[str, str]]) -> list[tuple
 def planned(root: Path, rows: dict[str, dict], args: argparse.Namespace, project: str, row: str) -> list[Job]:
     """One job a seed, with its status."""
     return [_planned(root, rows[project][row], args, project, row, seed) for seed in args.seeds]
+
+
+def costs_of(root: Path, rows: dict[str, dict], results_dir: Path | None, jobs: list[Job]) -> list[cost.Cost]:
+    """What each job takes, from the wall times of recorded runs."""
+    found = {project: schema.read_all(root, project, results_dir) for project in {job.project for job in jobs}}
+
+    def of(job: Job) -> cost.Cost:
+        args = vars(schema.row_args(root, job.project, job.script, tuple(job.flags)))
+        script_of = {row: spec.get("script", "train.py") for row, spec in rows[job.project].items()}.get
+        return cost.of(job.folder, job.seed, job.script, args, found[job.project], script_of)
+
+    return [of(job) for job in jobs]
 
 
 def _planned(root: Path, spec: dict, args: argparse.Namespace, project: str, row: str, seed: int) -> Job:

@@ -12,8 +12,11 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 30
 
 
 def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """One panel: y over x, at least one point. Curves of one name share a colour; those of the paper are dashed."""
-    points = [(float(x), float(y)) for curve in curves for x, y in zip(curve.x, curve.y)]
+    """One panel: y over x, at least one point, and a band y +- error. Curves of one name share a colour; those of the
+    paper are dashed."""
+    points = [
+        (float(x), float(y)) for curve in curves for line in (curve.y, *_band(curve)) for x, y in zip(curve.x, line)
+    ]
     x_low, x_high, x_ticks = _axis([x for x, _ in points], 4, whole=all(x.is_integer() for x, _ in points))
     marks = sorted({x for x, _ in points})
     x_ticks = marks if 1 < len(marks) <= 6 else x_ticks
@@ -41,8 +44,11 @@ def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
         dashed = " dashed" if curve.paper or number >= COLOURS else ""
         places = [place(float(x), float(y)) for x, y in zip(curve.x, curve.y)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        low, high = ([place(float(x), y) for x, y in zip(curve.x, line)] for line in _band(curve) or ([], []))
+        around = "L".join(f"{x:.1f} {y:.1f}" for x, y in [*low, *reversed(high)])
+        band = f'<path class="band" d="M{around}Z"/>' if len(low) > 1 else ""
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in places) if len(places) <= 12 else ""
-        parts.append(f'<g class="c{number % COLOURS}{dashed}"><path d="M{path}"/>{dots}</g>')
+        parts.append(f'<g class="c{number % COLOURS}{dashed}">{band}<path d="M{path}"/>{dots}</g>')
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
     parts.append(f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     text = escape(f"{y_label} by {x_label}", quote=True)
@@ -51,6 +57,13 @@ def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
         + "".join(parts)
         + "</svg>"
     )
+
+
+def _band(curve: Curve) -> tuple[list[float], ...]:
+    """The lower and the upper edge of the error of a curve; () without one."""
+    if curve.error is None:
+        return ()
+    return tuple([y + side * error for y, error in zip(curve.y, curve.error)] for side in (-1, 1))
 
 
 def _axis(values: list[float], number: int, whole: bool = False) -> tuple[float, float, list[float]]:

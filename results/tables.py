@@ -20,8 +20,9 @@ retrieval metrics are fractions.
 `rows: NAME` fills every group from one row; `cited: [..]` serves a table of one group; `source` replaces the word
 "cited". A metric is a key of a result's `metrics`, or {metric: KEY, name: HEADING, scale: FACTOR, digits: N}, with
 optional: true where some rows may lack it. The paper's own numbers stand in experiments.yaml (`paper:`) and nowhere
-else. Where a column says no digits, cited and the paper's numbers are shown with the decimals that stand in the file,
-at least the usual ones: 0.5400 is the 54.00 that the paper prints.
+else. `by_epoch: [mAP]` draws these metrics of the logs over the epochs in one picture, a line a row, in the place of a
+picture a row. Where a column says no digits, cited and the paper's numbers are shown with the decimals that stand in
+the file, at least the usual ones: 0.5400 is the 54.00 that the paper prints.
 """
 
 import math
@@ -43,8 +44,8 @@ PLAIN = {
     "params": ("Params (M)", 1e-6, 2),
     "flops": ("FLOPs (G)", 1e-9, 2),
 }  # metric -> heading, scale, decimals
-TABLE_KEYS = {"title", "settings", "columns", "lines", "notes"}
-SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes"}
+TABLE_KEYS = {"title", "settings", "columns", "lines", "notes", "by_epoch"}
+SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes", "by_epoch"}
 LINE_KEYS = {"name", "year", "settings", "cited", "rows", "source", "note"}
 HERE = "made here"  # source of a line with runs of this checkout (results/compare.py)
 
@@ -127,13 +128,16 @@ class Table:
     lines: list[Line]
     notes: list[str] = field(default_factory=list)
     sweep: str = ""  # the x axis, for a table that is also drawn
+    by_epoch: list[str] = field(default_factory=list)  # keys of the logs of these runs, drawn a line a row
+    runs: dict[str, list[Result]] = field(default_factory=dict)  # by the name of their line
 
     @property
     def heading(self) -> str:
-        """`Table 2. Fully unsupervised ReID` from the id table2; a single group joins the title, so that columns need
-        not repeat it.
+        """`Table 2. Fully unsupervised ReID` from the id table2, `Table 2 on rendered people. ...` from table2-cpu; a
+        single group joins the title, so that columns need not repeat it.
         """
         label = re.sub(r"^([a-z]+)(\d+)", lambda match: f"{match[1].capitalize()} {match[2]}", self.id)
+        label = re.sub(r"-cpu$", " on rendered people", label)
         groups = {column.group for column in self.columns} - {""}
         return f"{label}. {self.title}" + (f" ({groups.pop()})" if len(groups) == 1 else "")
 
@@ -162,6 +166,7 @@ class Project:
     others: list[tuple[Result, str]]
     warnings: list[str]
     here: list[Result] = field(default_factory=list)  # made in this checkout, never in a mean with recorded ones
+    claims: list = field(default_factory=list)
 
 
 def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
@@ -179,7 +184,7 @@ def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
     tables, shown, warnings = [], set(), []
     for name, spec in layout.items():
         where = f"{path}: {name}"
-        _known(
+        check_keys(
             spec,
             SWEEP_KEYS if "curves" in spec else TABLE_KEYS,
             where,
@@ -212,22 +217,25 @@ def _missing(name: str, spec: dict, table: Table, usable: dict) -> list[str]:
 def _check_alike(results: list[Result], flags: set[str]) -> None:
     """Refuse a mean over runs that differ in more than the seed, or in the split that goes with it (RegDB has ten)."""
 
-    def protocol(result: Result) -> dict:
-        return {key: value for key, value in result.content["protocol"].items() if key != "split"}
-
     first = results[0]
     for other in results[1:]:
-        for what, a, b in (
-            ("data folder", first.data, other.data),
-            ("protocol", protocol(first), protocol(other)),
-            ("data digest", first.content["data"]["digest"], other.content["data"]["digest"]),
-        ):
-            if a != b:
-                raise Refused(
-                    f"{other.path}: its {what} is not that of {first.path}; runs of one row may differ in the seed only"
-                )
+        if what := unlike(first, other):
+            raise Refused(
+                f"{other.path}: its {what} is not that of {first.path}; runs of one row may differ in the seed only"
+            )
     if len(flags) > 1:
         raise Refused(f"{first.path.parent}: its runs have different flags ({'; '.join(sorted(flags))}); keep one kind")
+
+
+def unlike(a: Result, b: Result) -> str:
+    """In what two results differ that are to be compared, "" for nothing; the split goes with the seed."""
+
+    def measured(result: Result) -> dict:
+        protocol = {key: value for key, value in result.content["protocol"].items() if key != "split"}
+        return {"data folder": result.data, "protocol": protocol, "data digest": result.content["data"]["digest"]}
+
+    other = measured(b)
+    return next((what for what, value in measured(a).items() if value != other[what]), "")
 
 
 # ------------------------------------------------------------------------------------------------------------- layout
@@ -238,12 +246,17 @@ def _table(where: str, project: str, name: str, spec: dict, rows: dict, usable: 
         columns, settings = {curve["name"]: spec["metrics"] for curve in spec["curves"]}, []
     else:
         columns, settings = spec.get("columns") or {}, list(spec.get("settings", []))
-    columns = [_column(group, metric, where) for group, metrics in columns.items() for metric in metrics]
+    columns = [column_of(group, metric, where) for group, metrics in columns.items() for metric in metrics]
     lines = []
     for line in _lines(spec):
-        _known(line, LINE_KEYS, f"{where}, line {line.get('name')!r}", required=("name",))
+        check_keys(line, LINE_KEYS, f"{where}, line {line.get('name')!r}", required=("name",))
         lines.append(_line(f"{where}, line {line['name']!r}", line, columns, settings, rows, usable, departs))
-    return Table(project, name, spec["title"], settings, columns, lines, list(spec.get("notes", [])), spec.get("x", ""))
+    drawn = {"notes": list(spec.get("notes", [])), "sweep": spec.get("x", ""), "by_epoch": spec.get("by_epoch", [])}
+    runs = {
+        line["name"]: [r for key, found in usable.items() if key[0] in rows_of(line) for r in found]
+        for line in _lines(spec)
+    }
+    return Table(project, name, spec["title"], settings, columns, lines, **drawn, runs=runs)
 
 
 def _lines(spec: dict) -> Iterable[dict]:
@@ -262,16 +275,18 @@ def _lines(spec: dict) -> Iterable[dict]:
 
 def shown_rows(spec: dict) -> set[str]:
     """The rows that a table or sweep shows."""
-    found = set()
-    for line in _lines(spec):
-        rows = line.get("rows", {})
-        found |= {rows} if isinstance(rows, str) else set(rows.values())
-    return found
+    return {row for line in _lines(spec) for row in rows_of(line)}
 
 
-def _column(group: str, metric: str | dict, where: str) -> Column:
+def rows_of(line: dict) -> list[str]:
+    """The rows of one line, each once."""
+    rows = line.get("rows", {})
+    return [rows] if isinstance(rows, str) else list(dict.fromkeys(rows.values()))
+
+
+def column_of(group: str, metric: str | dict, where: str) -> Column:
     given = {"metric": metric} if isinstance(metric, str) else dict(metric)
-    _known(given, {"metric", "name", "scale", "digits", "optional"}, f"{where}, columns", required=("metric",))
+    check_keys(given, {"metric", "name", "scale", "digits", "optional"}, f"{where}, columns", required=("metric",))
     key = given["metric"]
     last = key.rpartition(".")[2]
     if is_retrieval(key):
@@ -313,12 +328,14 @@ def _line(
             raise Refused(f"{where}: row {row!r} is not in experiments.yaml")
     names = [by_group.get(column.group) for column in columns]
     paper = [
-        _paper(rows[row].get("paper", {}).get(column.metric), f"experiments.yaml, row {row}", column) if row else None
+        paper_cell(rows[row].get("paper", {}).get(column.metric), f"experiments.yaml, row {row}", column)
+        if row
+        else None
         for row, column in zip(names, columns)
     ]
     sizes = sorted({size for row, size in usable if size and row in names})
     real, *synthetic = (
-        [_mean(usable.get((row, size), []), column.metric, departs) for row, column in zip(names, columns)]
+        [mean_over_seeds(usable.get((row, size), []), column.metric, departs) for row, column in zip(names, columns)]
         for size in ["", *sizes]
     )
     return Line(name, texts, "paper", True, paper, real, dict(zip(sizes, synthetic)), line.get("note", ""))
@@ -335,7 +352,7 @@ def _cited(where: str, cited, columns: list[Column], groups: list[str]) -> list[
         if len(inside) != len(values):
             raise Refused(f"{where}: {len(values)} cited numbers for the {len(inside)} columns of {group!r}")
         cells.update(
-            {(group, i): _paper(value, where, column) for i, (value, column) in enumerate(zip(values, inside))}
+            {(group, i): paper_cell(value, where, column) for i, (value, column) in enumerate(zip(values, inside))}
         )
     counted: dict[str, int] = {}
     out = []
@@ -345,7 +362,7 @@ def _cited(where: str, cited, columns: list[Column], groups: list[str]) -> list[
     return out
 
 
-def _paper(value, where: str, column: Column) -> Cell | None:
+def paper_cell(value, where: str, column: Column) -> Cell | None:
     if value is None:
         return None
     if not isinstance(value, (int, float)) or is_retrieval(column.metric) and not 0 <= value <= 1:
@@ -356,7 +373,7 @@ def _paper(value, where: str, column: Column) -> Cell | None:
     return Cell(float(value), digits=max(0, digits))
 
 
-def _mean(results: list[Result], metric: str, departs: dict) -> Cell | None:
+def mean_over_seeds(results: list[Result], metric: str, departs: dict) -> Cell | None:
     """Mean and sample standard deviation over the seeds that have the metric; None without a file."""
     found = [result for result in results if metric in result.metrics]
     if not found:
@@ -372,7 +389,7 @@ def _mean(results: list[Result], metric: str, departs: dict) -> Cell | None:
     )
 
 
-def _known(mapping, keys: set[str], where: str, required: tuple[str, ...] = ()) -> None:
+def check_keys(mapping, keys: set[str], where: str, required: tuple[str, ...] = ()) -> None:
     if not isinstance(mapping, dict):
         raise Refused(f"{where}: expected a mapping")
     unknown, missing = sorted(set(mapping) - keys), [key for key in required if key not in mapping]

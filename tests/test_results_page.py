@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.visualize import Curve
-from results import page, render, schema, svg
+from results import page, render, schema, svg, tables
 from tests.test_results import result, root  # noqa: F401 the miniature repository
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +168,16 @@ def test_logs_sweeps_and_ranks_become_curves_that_parse(root):  # noqa: F811
         "mAP (%) by epoch",
     ]  # one point of once.mAP is no curve
     assert text.count("Training curves") == 2 and 'fake-cmc"' in text
+
+
+def test_rank_curves_are_means_over_the_seeds_of_a_row(root):  # noqa: F811
+    for seed, first in enumerate((0.5, 0.7)):
+        result(root, seed=seed, metrics={"mAP": 0.5, "rank1": first, "rank5": 0.8, "rank10": 0.9})
+    loaded = tables.load(root, "fake")
+    text = page._cmc(loaded)
+    assert text.count("<path d=") == 1 and "table2/market, mean of 2" in text
+    alone = page._cmc(tables.Project("fake", [], loaded.results[:1], [], []))
+    assert svg.chart([Curve("x", [1, 5, 10], [60.0, 80.0, 90.0])], "k", "rank-k (%)") in text != alone
 
 
 def test_a_curve_is_drawn_at_its_numbers():

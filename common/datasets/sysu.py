@@ -121,8 +121,12 @@ def metrics(query, gallery, query_pids, gallery_pids, query_camids, gallery_cami
     pids, gallery_pids, camids, gallery_camids = fields
     with distances.fp32(q.device):
         order = torch.argsort(-(q @ g.to(q.device).T), dim=1, stable=True).cpu().numpy()
-    ignored = (camids[:, None] == 2) & (gallery_camids[order] == 1)
-    return ranked_metrics(pids, Ranked(gallery_pids[order], ~ignored))
+    return ranked_metrics(pids, Ranked(gallery_pids[order], ~same_room(camids, gallery_camids[order])))
+
+
+def same_room(camids: np.ndarray, gallery_camids: np.ndarray) -> np.ndarray:
+    """(Q, G) bool: where a query of camera 3 ignores a gallery image, of camera 2; gallery_camids (G,) or (Q, G)."""
+    return (camids[:, None] == 2) & (gallery_camids == 1)
 
 
 def ranked_metrics(pids: np.ndarray, ranked: Ranked, max_rank: int = 20):
