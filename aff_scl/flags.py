@@ -183,4 +183,20 @@ def complexity_args(argv: list[str] | None = None) -> Namespace:
     return flags.parse(parser, "aff_scl", argv)
 
 
-PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of aff_scl/test.py."""
+    parser = flags.test_parser(
+        "aff_scl/test.py", "Evaluate a checkpoint; data and size default to those it was trained with."
+    )
+    add = parser.add_argument
+    add("-d", "--dataset", help="market, duke, msmt17, cuhk03")
+    add("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
+    add("--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)")
+    add("--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1")
+    add("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
+    add("--out", help="folder for the pictures (default: beside the checkpoint)")
+    add("-b", "--batch-size", type=int, default=128)
+    return flags.parse_test(parser, argv)
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args, "complexity.py": complexity_args}

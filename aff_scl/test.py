@@ -7,45 +7,38 @@ python aff_scl/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR 
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from aff_scl.flags import test_args as parse_args
+from aff_scl.flags import variants
+from common import flags
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
-from aff_scl.flags import variants
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, transforms, visualize
+from common import (
+    checkpoints,
+    distances,
+    evaluation,
+    feature_files,
+    inputs,
+    jaccard,
+    own_images,
+    runfiles,
+    runtime,
+    transforms,
+    visualize,
+)
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="aff_scl/test.py",
-        description="Evaluate a checkpoint; data and size default to those it was trained with.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
-    )
-    parser.add_argument("-d", "--dataset", help="market, duke, msmt17, cuhk03")
-    parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
-    parser.add_argument(
-        "--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)"
-    )
-    parser.add_argument(
-        "--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1"
-    )
-    parser.add_argument("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
-    parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    runtime.add_test_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
+FORM = "feature behind the neck"
 
 
 def load_network(path: str) -> tuple[AFF, dict, Path]:
@@ -53,9 +46,7 @@ def load_network(path: str) -> tuple[AFF, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    file = runfiles.checkpoint(path)
     state = checkpoints.read(file)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "arch"):
@@ -91,8 +82,12 @@ def network_maps(model: AFF, batch: torch.Tensor) -> torch.Tensor:
 def main(args):
     model, trained, file = load_network(args.checkpoint)
     if own_images.wanted(args):
-        size = trained["height"], trained["width"]
-        return own_images.run(args, own_images.Descriptor(model), size, Path(args.out or file.parent))
+        return own_images.run(
+            args,
+            own_images.Descriptor(model, FORM),
+            feature_files.origin("aff_scl", model, trained),
+            Path(args.out or file.parent),
+        )
     chosen = {
         k: getattr(args, k) if getattr(args, k) is not None else trained[k]
         for k in ("dataset", "data_dir", "synthetic")
@@ -134,7 +129,7 @@ def main(args):
         return
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
+        own_images.export_data(args.export_features, feats, data, feature_files.origin("aff_scl", model, trained), FORM)
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {file.stem: metrics.cmc}, mAP={file.stem: metrics.mAP}))
     shown = np.random.default_rng(0).permutation(q)
     if args.rank_list:
@@ -204,5 +199,4 @@ def draw_heat_maps(path, run, model, against, store, shown):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from common import commandline, datasets, records
+from common import commandline, datasets, records, runfiles
 
 ROOT = Path(__file__).resolve().parents[1]
 AMP = ("off", "bf16", "fp16")
@@ -56,6 +56,69 @@ def add_test_flags(parser: ArgumentParser) -> None:
     data.add_argument("--cache-dir", help="where decoded images are kept (default: .reid_cache beside the data)")
     data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
     data.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
+
+
+def test_parser(
+    script: str,
+    description: str,
+    needs_checkpoint: bool = True,
+    query: str = "folder of images, or one image, to look for in the gallery",
+) -> ArgumentParser:
+    """The parser of a test.py with its --checkpoint, also called --weights, the flags of every test.py and those for
+    one's own images (`own_images`); a project adds its own and calls `parse_test`. `query` is the help of --query.
+    """
+    parser = ArgumentParser(prog=script, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--checkpoint", "--weights", required=needs_checkpoint, help="a file, or a log folder (its newest checkpoint)"
+    )
+    add_test_flags(parser)
+    group = parser.add_argument_group("your own images", "folders of images, searched in depth; no data set is needed")
+    group.add_argument("--query", metavar="PATH", help=query)
+    group.add_argument("--gallery", metavar="PATH", help="folder of images to rank for each query")
+    group.add_argument("--gallery-features", metavar="PATH", help="a gallery that --export-features described before")
+    group.add_argument("--top", type=int, default=100, metavar="N", help="ranks a query in ranking.csv; 0: all")
+    group.add_argument(
+        "--export-features", metavar="PATH", help="write PATH/features.npy, .jsonl, .json, or PATH if it ends in .npy"
+    )
+    group.add_argument("--export", metavar="FILE.pt2", help="write the network as a program for torch.export.load")
+    return parser
+
+
+def parse_test(parser: ArgumentParser, argv: list[str] | None = None, folder: Callable | None = None) -> Namespace:
+    """Parse argv of a test.py or of a script that draws figures; a data set has its canonical name from here on.
+
+    folder(args): the folder that --query names, where the flag has other meanings too.
+    """
+    args = parser.parse_args(commandline.words(argv))
+    try:
+        if getattr(args, "dataset", None):
+            args.dataset = datasets.canonical(args.dataset)
+        own = vars(args) | ({"query": folder(args)} if folder else {})
+    except ValueError as error:
+        parser.error(str(error))
+    if "gallery" in own:
+        check_own_images(parser, Namespace(**own))
+    return args
+
+
+def check_own_images(parser: ArgumentParser, args: Namespace) -> None:
+    """End the process with one sentence for flags for one's own images that do not fit together."""
+    described = args.gallery_features
+    wrong = {
+        "--gallery and --gallery-features name two galleries; give one": args.gallery and described,
+        "--query PATH needs --gallery PATH or --gallery-features PATH": args.query and not (args.gallery or described),
+        "--gallery-features PATH needs --query PATH": described and not args.query,
+        "--export-features describes --gallery, and that of --gallery-features is described; leave one out": (
+            described and args.export_features
+        ),
+        "--gallery PATH needs --query PATH, or --export-features PATH to describe one folder": (
+            args.gallery and not (args.query or args.export_features)
+        ),
+        f"--export {args.export}: the name must end in .pt2": args.export and not args.export.endswith(".pt2"),
+        f"--top must be at least 0, not {args.top}": args.top < 0,
+    }
+    for message in (message for message, holds in wrong.items() if holds):
+        parser.error(message)
 
 
 # These may differ between the lives of one run; every other flag is part of the method.
@@ -197,13 +260,20 @@ def parse(
 def answer(parse_args: Callable[[], Namespace]) -> Namespace:
     """The flags of this command, before torch is loaded: help, wrong flags and missing data are said at once.
 
-    Exits with status 1 and one sentence where a real data set that the flags name does not lie under --data-dir.
+    Exits with status 1 and one sentence where a checkpoint that the flags name is not there, or a real data set does
+    not lie under --data-dir.
     """
     args = parse_args()
     try:
+        checkpoints = getattr(args, "checkpoint", None) or []
+        for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
+            runfiles.checkpoint(path)
+        if (gallery := getattr(args, "gallery", None)) and not Path(gallery).exists():
+            raise FileNotFoundError(f"--gallery {gallery}: no such folder or image")
         for name, size in (("dataset", "synthetic"), ("source", "source_synthetic")):
             given = getattr(args, name, None)
-            if given in datasets.NAMES and not (getattr(args, size, None) or args.synthetic):
+            rendered = getattr(args, size, None) or getattr(args, "synthetic", None) or not getattr(args, "real", True)
+            if given in datasets.NAMES and args.data_dir and not rendered:
                 datasets.expect(given, args.data_dir)
     except (FileNotFoundError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -12,10 +12,15 @@ A checkpoint is a file or a log folder. Figures 1 and 4-12 are drawings of the m
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import flags
+from convnext_ap.flags import figures_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import matplotlib
 import numpy as np
@@ -26,27 +31,9 @@ from matplotlib.figure import Figure
 
 from common import inputs, runtime, transforms, visualize
 from convnext_ap import schedule, train
-from convnext_ap.test import add_data_flags, draw_rank_list, load_network, open_test
+from convnext_ap.test import draw_rank_list, load_network, open_test
 
-FIGURES = ("lr", "erasing", "compare", "ranks", "heat", "cmc", "parts")
 HERE = Path(__file__).resolve().parent
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="convnext_ap/figures.py", allow_abbrev=False, description="Draw the paper's figures.")
-    parser.add_argument("figure", choices=FIGURES, help="what to draw")
-    parser.add_argument("--checkpoint", nargs="+", default=[], help="checkpoint files or log folders")
-    parser.add_argument("--out", default="logs/convnext_ap/figures", help="folder for the pictures")
-    parser.add_argument("-n", type=int, default=4, help="number of images or queries")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
-    parser.add_argument("--height", type=int, default=256, help="erasing: pixels")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="which images or queries")
-    add_data_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
-        parser.error(f"{args.figure} needs --checkpoint")
-    return args
 
 
 def lr(args, out):

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from common import flags
 from convnext_ap.settings import POSITIONS, TRUNKS, check_size
 
+FIGURES = ("lr", "erasing", "compare", "ranks", "heat", "cmc", "parts")
 VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
     "part_reduce": ("sum", "mean"),
     "circle_on": ("global", "concat"),
@@ -113,4 +114,45 @@ def fits(args: Namespace) -> Namespace:
     return args
 
 
-PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Which data to look at; what is not given comes from the checkpoint."""
+    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
+    parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
+
+
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of convnext_ap/test.py."""
+    parser = flags.test_parser(
+        "convnext_ap/test.py", "Evaluate a checkpoint; data and size default to those it was trained with."
+    )
+    add_data_flags(parser)
+    add = parser.add_argument
+    add("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
+    add("--parts", type=int, help="refuse a checkpoint with another number of parts")
+    add("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
+    add("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
+    add("--out", help="folder for the pictures (default: beside the checkpoint)")
+    return flags.parse_test(parser, argv)
+
+
+def figures_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of convnext_ap/figures.py."""
+    parser = ArgumentParser(prog="convnext_ap/figures.py", allow_abbrev=False, description="Draw the paper's figures.")
+    add = parser.add_argument
+    add("figure", choices=FIGURES, help="what to draw")
+    add("--checkpoint", nargs="+", default=[], help="checkpoint files or log folders")
+    add("--out", default="logs/convnext_ap/figures", help="folder for the pictures")
+    add("-n", type=int, default=4, help="number of images or queries")
+    add("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
+    add("--height", type=int, default=256, help="erasing: pixels")
+    add("--width", type=int, default=128)
+    add("--seed", type=int, default=0, help="which images or queries")
+    add_data_flags(parser)
+    flags.add_test_flags(parser)
+    args = flags.parse_test(parser, argv)
+    if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
+        parser.error(f"{args.figure} needs --checkpoint")
+    return args
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args, "figures.py": figures_args, "complexity.py": complexity_args}

@@ -9,45 +9,38 @@ A folder's pcb.pt is the network before refined part pooling. The paper's figure
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from convnext_ap.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, visualize
+from common import (
+    checkpoints,
+    distances,
+    evaluation,
+    feature_files,
+    inputs,
+    jaccard,
+    own_images,
+    runfiles,
+    runtime,
+    visualize,
+)
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
 from convnext_ap.train import build_model, features, make_plan
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="convnext_ap/test.py",
-        allow_abbrev=False,
-        description="Evaluate a checkpoint; data and size default to those it was trained with.",
-    )
-    parser.add_argument("--checkpoint", "--weights", required=True, help="a checkpoint, or a log folder (its newest)")
-    parser.add_argument("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
-    parser.add_argument("--parts", type=int, help="refuse a checkpoint with another number of parts")
-    parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
-    parser.add_argument("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
-    parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
-    add_data_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
-
-
-def add_data_flags(parser: ArgumentParser) -> None:
-    """Which data to look at and how to execute; what is not given comes from the checkpoint."""
-    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
-    parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
-    runtime.add_test_flags(parser)
+FORM = "descriptor H, image and mirror image"
 
 
 def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
@@ -55,9 +48,7 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit, or for another project's file.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    file = runfiles.checkpoint(path)
     state = checkpoints.read(file)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "simam"):
@@ -100,8 +91,11 @@ def main(args):
     check_variant(file, trained, wanted["simam"], wanted["parts"])
     if own_images.wanted(args):
         embedding = Embedding(model)
-        descriptor = own_images.Descriptor(embedding, flip=True, after=lambda raw: embedding.descriptors(raw)["H"])
-        return own_images.run(args, descriptor, (trained["height"], trained["width"]), Path(args.out or file.parent))
+        after = lambda raw: embedding.descriptors(raw)["H"]
+        descriptor = own_images.Descriptor(embedding, FORM, flip=True, after=after)
+        return own_images.run(
+            args, descriptor, feature_files.origin("convnext_ap", model, trained), Path(args.out or file.parent)
+        )
     run, data, store = open_test(args, trained)
     remark = check_unseen(run, data, trained)
     model = model.to(run.device, memory_format=torch.channels_last)
@@ -124,7 +118,7 @@ def main(args):
     out = Path(args.out or file.parent)
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.write_features(args.export_features, h, own_images.sample_rows(data))
+        own_images.export_data(args.export_features, h, data, feature_files.origin("convnext_ap", model, trained), FORM)
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:
@@ -148,5 +142,4 @@ def draw_rank_list(path, data, feats, shown, ids, k, title=""):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -4,7 +4,9 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from common import flags
-from dapg.noise.names import allowed_types
+from dapg.noise.names import BENCH20, allowed_types
+
+MODALITIES = {"visible": "rgb", "infrared": "ir"}  # streams: their flag, their name in the code
 
 # What a flag is that the user leaves out, by stage: the paper's settings (sec. III-B), else those of what the stage
 # builds on (README, Decisions). "baseline" is --stage robust with another --method; its lr is 0.06 * batch / 256.
@@ -224,4 +226,27 @@ def variants(args: Namespace) -> dict:
     return flags.variants(args.variant, VARIANTS)
 
 
-PARSERS = {"train.py": parse_args}  # of scripts in rows
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of dapg/test.py."""
+    parser = flags.test_parser("dapg/test.py", "Evaluate a checkpoint, draw figures.", needs_checkpoint=False)
+    add = parser.add_argument
+    add("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
+    add("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
+    add("--split", type=int, help="RegDB's split; default: the checkpoint's own")
+    add("--corruption", choices=BENCH20, help="this type alone instead of all 20")
+    add("--severity", type=int, choices=range(1, 6), help="this severity instead of U{1..5}")
+    add("--noise-exclude", nargs="+", default=[], metavar="NAME", choices=BENCH20)
+    add("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
+    add("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
+    add("--out", default=".", help="folder for the pictures")
+    add("--logs-dir", default=str(flags.ROOT / "logs"))
+    for part, default, more in (("query", "infrared", ""), ("gallery", "visible", "; --export writes this one")):
+        text = f"your own images: which stream describes --{part}{more}"
+        add(f"--{part}-modality", choices=list(MODALITIES), default=default, help=text)
+    args = flags.parse_test(parser, argv)
+    if (args.checkpoint is None) == (args.figure is None):
+        parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
+    return args
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args}

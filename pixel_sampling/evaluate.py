@@ -2,9 +2,7 @@
 
 from common import inputs, runtime
 from common.datasets import prcc
-
-QUERIES = {"cross": prcc.CROSS, "same": prcc.SAME}
-PROTOCOLS = {"multi": 1, "single10": 10}  # draws of a gallery
+from pixel_sampling.settings import PROTOCOLS, QUERIES
 
 
 def evaluate(run, network, data, store, flip: bool, protocols=tuple(PROTOCOLS)) -> dict:

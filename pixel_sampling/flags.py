@@ -1,11 +1,13 @@
-"""The flags of train.py; defaults are the paper's main setting."""
+"""The flags of train.py and the other scripts; defaults are the paper's main setting."""
 
 from argparse import ArgumentParser, Namespace
 
-from common import flags
+from common import commandline, flags
 from common.datasets.prcc import MASK_FORMATS
 from pixel_sampling import settings
-from pixel_sampling.settings import CLASSES
+from pixel_sampling.settings import CLASSES, PROTOCOLS, QUERIES
+
+PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network without pixel sampling
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -101,4 +103,99 @@ def complete(args: Namespace) -> Namespace:
     return args
 
 
-PARSERS = {"train.py": parse_args}  # of scripts in rows
+def add_data_flags(parser: ArgumentParser) -> None:
+    """How the data are read; what is not given is as in the training of the checkpoint."""
+    parser.add_argument(
+        "--mask-format", choices=list(MASK_FORMATS), help="for the head networks, which look at masks in the test too"
+    )
+    parser.add_argument("-b", "--batch-size", type=int, default=128)
+
+
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of test.py."""
+    parser = flags.test_parser(
+        "pixel_sampling/test.py",
+        "Evaluate a checkpoint on PRCC.",
+        query="cross: camera C, other clothes; same: camera B; both (default); with a gallery a folder or an image",
+    )
+    parser.set_defaults(query="both")
+    add_data_flags(parser)
+    add = parser.add_argument
+    add(
+        "--arch", choices=settings.ARCHS, help="the file holds bare weights of this network on ResNet-50, no checkpoint"
+    )
+    add("--protocol", choices=[*PROTOCOLS, "both"], default="both")
+    add("--csv", help="write the numbers here too")
+    add("--out", help="folder for the ranking of your own images (default: beside the checkpoint)")
+    return flags.parse_test(parser, argv, own_query)
+
+
+def own_query(args: Namespace) -> str | None:
+    """The folder that --query of test.py names; None where it names a query set. Raises: ValueError for neither."""
+    if (args.gallery or args.gallery_features) and args.query != "both":
+        return args.query
+    if args.query not in (*QUERIES, "both"):
+        raise ValueError(f"--query {args.query}: choose cross, same or both, or give a folder together with --gallery")
+    return None
+
+
+def figures_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of visualize.py."""
+    parser = ArgumentParser(
+        prog="pixel_sampling/visualize.py", description="Draw a figure of the paper.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("figure", type=int, choices=[1, 3, 4, 5])
+    add("--checkpoint", help="figures 4 and 5: our network, a checkpoint or a log folder")
+    add("--against", nargs="+", default=[], help="figures 4 and 5: the networks to compare with")
+    add("--number", type=int, default=6, help="people of figure 1 and rows of figures 4 and 5")
+    add("--query", choices=list(QUERIES), default="cross", help="figure 5: which query set")
+    add(
+        "--split",
+        choices=["train", "query"],
+        default="query",
+        help="figure 4: images of known people (their class) or test images (the predicted class)",
+    )
+    add(
+        "--cam",
+        choices=["neck", "raw"],
+        default="neck",
+        help="figure 4: class score with the neck applied at every place, or the classifier row as it stands",
+    )
+    add("--seed", type=int, default=0, help="which images are drawn")
+    add("--out", default="figures", help="folder for the pictures")
+    add_data_flags(parser)
+    flags.add_test_flags(parser)
+    args = flags.parse_test(parser, argv)
+    least, most = (4, 26) if args.figure == 1 else (1, 1000)
+    if not least <= args.number <= most:
+        parser.error(f"figure {args.figure} takes --number {least} to {most}")
+    if args.figure in (4, 5) and not args.checkpoint:
+        parser.error(f"figure {args.figure} needs --checkpoint")
+    return args
+
+
+def parsing_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of parse.py."""
+    parser = ArgumentParser(
+        prog="python -m pixel_sampling.parse", description="Write parsing masks.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
+    add("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
+    add("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
+    add("--labels", choices=["part6", "atr18"], default="part6", help="six parts, or the 18 ATR labels")
+    add("--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png")
+    add("-b", "--batch-size", type=int, default=16)
+    add("-j", "--workers", type=int, default=4, help="threads that read and write images, at least one")
+    add(
+        "--size",
+        type=int,
+        default=settings.SCHP_SIZE,
+        help="input side of the network; 512 is what it was trained with",
+    )
+    add("--amp", choices=["off", "bf16"], default="off")
+    return parser.parse_args(commandline.words(argv))
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args, "visualize.py": figures_args, "parse.py": parsing_args}

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from pixel_sampling.flags import CLASSES, parse_args
+from pixel_sampling.flags import CLASSES, PROTOCOLS, parse_args
 
 if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
@@ -25,7 +25,7 @@ import torch
 from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from pixel_sampling import losses, model, sampling
-from pixel_sampling.evaluate import PROTOCOLS, evaluate, keep_best, possible_protocols, show
+from pixel_sampling.evaluate import evaluate, keep_best, possible_protocols, show
 from pixel_sampling.head import HeadStore, network_input
 from pixel_sampling.masks import open_masks
 

@@ -10,7 +10,6 @@ from common import checkpoints
 from common.datasets import lists
 from prsnet.annotations import POINTS, is_number
 
-THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
 NAMES = (
     "nose",
     "left eye",

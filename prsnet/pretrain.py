@@ -18,10 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from prsnet.flags import fine_tuning, pretrain_args
+from prsnet.flags import fine_tuning
+from prsnet.flags import pretrain_args as parse_args
 
 if __name__ == "__main__":
-    arguments = flags.answer(pretrain_args)  # torch is loaded below
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import torch
 
@@ -33,10 +34,6 @@ from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
 
 PROBES = 256  # images, un-augmented and with fixed masks, on which a run is measured
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    return pretrain_args(argv)
 
 
 def build_model(args: Namespace) -> torch.nn.Module:

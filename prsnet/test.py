@@ -9,40 +9,36 @@ python prsnet/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR  
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import flags
+from prsnet.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
+from common import (
+    checkpoints,
+    distances,
+    feature_files,
+    images,
+    inputs,
+    own_images,
+    runfiles,
+    runtime,
+    transforms,
+    visualize,
+)
 from prsnet import masking, pretrain, protocols, train
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="prsnet/test.py", description="Evaluate a checkpoint and draw Figures 5-7.", allow_abbrev=False
-    )
-    parser.add_argument("--checkpoint", "--weights", required=True, help="a file, or a log folder (its newest)")
-    parser.add_argument("--viz", choices=["recon", "heat", "rank"], help="draw instead of measuring")
-    parser.add_argument("--images", help="folder of person images for --viz recon and heat (default: the queries)")
-    parser.add_argument("--number", type=int, default=9, help="images or queries in a picture")
-    parser.add_argument("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
-    parser.add_argument("--protocol", nargs="+", choices=list(protocols.PROTOCOLS), default=list(protocols.PROTOCOLS))
-    parser.add_argument(
-        "--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query"
-    )
-    parser.add_argument("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks and the choice of queries")
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    runtime.add_test_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
+FORM = "unit length"  # of protocol image
 
 
 def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
@@ -50,9 +46,7 @@ def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    file = runfiles.checkpoint(path)
     state = checkpoints.read(file)
     trained, weights = Namespace(**state["args"]), checkpoints.strip_prefixes(state["state_dict"])
     if not hasattr(trained, "mask_block"):
@@ -70,9 +64,9 @@ def main(args):
     if own_images.wanted(args):
         if "mask_loss" in trained:
             raise ValueError(f"{file} is a pre-training checkpoint; ranking and export need one of prsnet/train.py")
-        descriptor = own_images.Descriptor(model, after=F.normalize)  # protocol image
-        size = trained["height"], trained["width"]
-        return own_images.run(args, descriptor, size, Path(args.out or file.parent), interpolation="bilinear")
+        descriptor = own_images.Descriptor(model, FORM, after=F.normalize)
+        origin = feature_files.origin("prsnet", model, trained, "bilinear")
+        return own_images.run(args, descriptor, origin, Path(args.out or file.parent))
     chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
     chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
     places = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
@@ -99,7 +93,8 @@ def main(args):
     )
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     if args.export_features and run.main:
-        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
+        origin = feature_files.origin("prsnet", runtime.bare(model), trained, "bilinear")
+        own_images.export_data(args.export_features, F.normalize(feats), data, origin, FORM)
     if args.viz == "rank":
         runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return
@@ -191,5 +186,4 @@ def draw_rank_list(path, data, feats, number, seed) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -16,10 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from prsnet.flags import train_args, variants, weights_file
+from prsnet.flags import train_args as parse_args
+from prsnet.flags import variants, weights_file
 
 if __name__ == "__main__":
-    arguments = flags.answer(train_args)  # torch is loaded below
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
@@ -31,10 +32,6 @@ from prsnet.model import SIZES
 from prsnet.reid import Output, ReID, build_encoder, load_pretrained
 
 ERASE_FILL = {"zero": (0.0, 0.0, 0.0), "mean": transforms.IMAGENET_MEAN}  # in the normalised image
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    return train_args(argv)
 
 
 def build_model(args: Namespace, num_classes: int) -> ReID:
