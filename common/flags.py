@@ -252,8 +252,8 @@ def parse(
         args = completed((of_row(name) if name else []) + argv)
     except ValueError as error:
         parser.error(str(error))
-    own = {key: of_row(key) for key, row in rows.items() if row.get("script", "train.py") == script}
-    args.row = _row_of(completed, args, own)
+    own = [key for key, row in rows.items() if row.get("script", "train.py") == script]
+    args.row = _row_of(args, own, lambda name: completed(of_row(name)))
     return args
 
 
@@ -280,10 +280,10 @@ def answer(parse_args: Callable[[], Namespace]) -> Namespace:
     return args
 
 
-def _row_of(completed, args, rows: dict[str, list[str]]) -> str:
+def _row_of(args: Namespace, rows: list[str], args_of: Callable[[str], Namespace]) -> str:
     """The row whose method flags are those of args, --row's first, so that no row's result comes from other flags."""
     wanted = method_flags(vars(args))
     for name in sorted(rows, key=lambda name: name != args.row):
-        if method_flags(vars(completed(rows[name]))) == wanted:
+        if method_flags(vars(args_of(name))) == wanted:
             return name
     return f"custom-{records.digest(wanted)}"

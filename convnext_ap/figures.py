@@ -71,9 +71,8 @@ def erasing(args, out):
     augment = train.make_augment(flags)
     augment.options["flip"] = 0.0
     erased = augment(pixels, torch.Generator(run.device).manual_seed(args.seed))
-    mean, std = (transforms.vector(v, erased.device) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD))
-    shown = (erased * std + mean).clamp(0, 1)
-    return visualize.grid(out / "figure3.png", [list(pixels.cpu()), list(shown.cpu())], row_titles=["image", "erased"])
+    shown = [list(pixels.cpu()), list(transforms.pictures(erased).cpu())]
+    return visualize.grid(out / "figure3.png", shown, row_titles=["image", "erased"])
 
 
 def compare(args, out):

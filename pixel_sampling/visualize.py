@@ -33,14 +33,6 @@ from pixel_sampling.settings import QUERIES
 from pixel_sampling.test import load_network, open_test
 
 
-def pixels_of(x: torch.Tensor) -> torch.Tensor:
-    """Normalised images (B, 3, H, W) as values in [0, 1] again."""
-    mean, std = (
-        torch.tensor(v, device=x.device)[:, None, None] for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
-    )
-    return (x * std + mean).clamp(0, 1)
-
-
 def training_batch(args, chosen):
     """Normalised training images (B, 3, H, W) and their parts (B, H, W); chosen(samples, rng) -> indices."""
     settings = vars(train_flags([])) | {
@@ -76,10 +68,10 @@ def trio_and_others(samples, rng, others: int):
 def figure1(args) -> list[Path]:
     """Rows: images, six parts, X' of this batch; vector beside flat."""
     x, parts, samples = training_batch(args, lambda s, rng: trio_and_others(s, rng, args.number - 3))
-    rows, titles = [list(pixels_of(x)), [palette(6)[p] for p in parts.numpy()]], ["image", "parts"]
+    rows, titles = [list(transforms.pictures(x)), [palette(6)[p] for p in parts.numpy()]], ["image", "parts"]
     for mode in ("vector", "flat"):
         changed = sampling.sample_pixels(x, parts, torch.Generator().manual_seed(args.seed), mode=mode)
-        rows.append(list(pixels_of(changed).contiguous()))
+        rows.append(list(transforms.pictures(changed).contiguous()))
         titles.append(f"changed ({mode})")
     columns = [f"({letter})" for letter in "abcdefghijklmnopqrstuvwxyz"[: len(samples)]]
     return [

@@ -128,10 +128,7 @@ def masks(pixels, trained, seed) -> torch.Tensor:
 
 def shown(x: torch.Tensor) -> list[torch.Tensor]:
     """Normalised images (N, 3, H, W) as pictures in [0, 1]."""
-    mean, std = (
-        torch.tensor(v, device=x.device).view(3, 1, 1) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
-    )
-    return list((x * std + mean).clamp(0, 1).cpu())
+    return list(transforms.pictures(x).cpu())
 
 
 @torch.no_grad()
