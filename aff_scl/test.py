@@ -24,19 +24,7 @@ import torch
 
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import (
-    checkpoints,
-    distances,
-    evaluation,
-    feature_files,
-    inputs,
-    jaccard,
-    own_images,
-    runfiles,
-    runtime,
-    transforms,
-    visualize,
-)
+from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, transforms, visualize
 
 FORM = "feature behind the neck"
 
@@ -46,8 +34,7 @@ def load_network(path: str) -> tuple[AFF, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = runfiles.checkpoint(path)
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "arch"):
         raise ValueError(f"{file} is no checkpoint of aff_scl (it was trained with other flags)")
@@ -85,7 +72,7 @@ def main(args):
         return own_images.run(
             args,
             own_images.Descriptor(model, FORM),
-            feature_files.origin("aff_scl", model, trained),
+            own_images.origin("aff_scl", model, trained),
             Path(args.out or file.parent),
         )
     chosen = {
@@ -129,7 +116,7 @@ def main(args):
         return
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.export_data(args.export_features, feats, data, feature_files.origin("aff_scl", model, trained), FORM)
+        own_images.export_data(args.export_features, feats, data, own_images.origin("aff_scl", model, trained), FORM)
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {file.stem: metrics.cmc}, mAP={file.stem: metrics.mAP}))
     shown = np.random.default_rng(0).permutation(q)
     if args.rank_list:

@@ -5,44 +5,20 @@ are known), features.json what tells these features from others, written last: w
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common import records
 from common.datasets import files
-from common.flags import method_flags
 from common.runfiles import TEMPORARY, replace
 
 SCHEMA = 1
 ROWS = 8192  # rows of a block: 64 MiB of features of 2,048 numbers
 REMEDY = "write it anew with --gallery DIR --export-features PATH"
-
-
-def origin(project: str, network: nn.Module, trained: dict, interpolation: str = "bicubic") -> dict:
-    """What must be equal of two sets of features for their distances to mean anything, beside the form.
-
-    Args: trained: the flags of the network's training, height and width among them; interpolation of its images.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return {
-        "schema": SCHEMA,
-        "project": project,
-        "weights": digest.hexdigest()[:16],
-        "training": records.digest(method_flags(trained)),
-        "height": trained["height"],
-        "width": trained["width"],
-        "interpolation": interpolation,
-        "metric": "euclidean",
-    }
 
 
 def names(path: str | Path) -> tuple[Path, Path, Path]:
@@ -56,7 +32,8 @@ def write(path: str | Path, blocks: Iterable[Tensor], rows: Sequence[dict], made
     """Write features (N, D) that come in blocks (b, D), and a row's object for each; what was there stays until the
     last block has come.
 
-    Args: rows: N objects with "path" and "split", those of a split together; made_by: `origin`; forms: split -> form.
+    Args: rows: N objects with "path" and "split", those of a split together; made_by: `own_images.origin`; forms: split
+    -> form.
     Memory: one block. Raises: ValueError for NaN or Inf, with the image, or another number of rows; OSError.
     """
     file, lines, about = names(path)

@@ -12,6 +12,7 @@ searched `feature_files.ROWS` images at a time, so no number of images needs mor
 """
 
 import csv
+import hashlib
 import io
 import os
 import re
@@ -23,8 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import distances, evaluation, feature_files, images, transforms, visualize
+from common import distances, evaluation, feature_files, images, records, transforms, visualize
 from common.datasets import files
+from common.flags import method_flags
 from common.runfiles import replace
 
 RANKING = ("ranking.csv", "ranking.png")
@@ -64,6 +66,27 @@ class FromPixels(nn.Module):
         return self.descriptor((pixels.float() / 255 - self.mean) / self.std)
 
 
+def origin(project: str, network: nn.Module, trained: dict, interpolation: str = "bicubic") -> dict:
+    """What must be equal of two sets of features for their distances to mean anything, beside the form.
+
+    Args: trained: the flags of the network's training, height and width among them; interpolation of its images.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {
+        "schema": feature_files.SCHEMA,
+        "project": project,
+        "weights": digest.hexdigest()[:16],
+        "training": records.digest(method_flags(trained)),
+        "height": trained["height"],
+        "width": trained["width"],
+        "interpolation": interpolation,
+        "metric": "euclidean",
+    }
+
+
 def wanted(args: Namespace) -> bool:
     """Whether the flags ask for work that needs no data set."""
     return bool(args.gallery or args.gallery_features or args.export)
@@ -74,7 +97,7 @@ def run(
 ) -> None:
     """Do what `wanted` flags ask: rank a gallery for --query, write features, export (the gallery's) network.
 
-    Args: origin: `feature_files.origin` of the network; out: folder for ranking.csv and ranking.png.
+    Args: origin: `origin` of the network; out: folder for ranking.csv and ranking.png.
     Raises: FileNotFoundError, ValueError for a folder without images, an image that cannot be read, or features that
         are not the network's, with the path.
     """
@@ -112,7 +135,7 @@ def run(
 def export_data(path: str, feats: Tensor, data, origin: dict, forms: str | dict[str, str]) -> None:
     """Write the features (Q + G, D) of a data set's query and gallery as `--gallery-features` takes them.
 
-    Args: origin: `feature_files.origin`; forms: `Descriptor.form`, or that of each split.
+    Args: origin: `origin`; forms: `Descriptor.form`, or that of each split.
     """
     splits = ("query", "gallery")
     rows = [

@@ -23,9 +23,8 @@ import torch
 import torch.distributed as dist
 
 from common import commandline, log_folder, records
-from common.commandline import words  # noqa: F401 re-exported
 from common.evaluation import AMP_DTYPES
-from common.flags import PLACES, ROOT, add_run_flags, add_test_flags, method_flags, parse, variants  # noqa: F401
+from common.flags import PLACES, ROOT
 from common.log_folder import Finished, bare, claim, open_log, resume, save  # noqa: F401 some are re-exported
 from common.processes import say  # noqa: F401 re-exported
 

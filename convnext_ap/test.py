@@ -23,18 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import (
-    checkpoints,
-    distances,
-    evaluation,
-    feature_files,
-    inputs,
-    jaccard,
-    own_images,
-    runfiles,
-    runtime,
-    visualize,
-)
+from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, visualize
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
@@ -48,8 +37,7 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit, or for another project's file.
     """
-    file = runfiles.checkpoint(path)
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "simam"):
         check_variant(file, state["args"], "", 0)
@@ -94,7 +82,7 @@ def main(args):
         after = lambda raw: embedding.descriptors(raw)["H"]
         descriptor = own_images.Descriptor(embedding, FORM, flip=True, after=after)
         return own_images.run(
-            args, descriptor, feature_files.origin("convnext_ap", model, trained), Path(args.out or file.parent)
+            args, descriptor, own_images.origin("convnext_ap", model, trained), Path(args.out or file.parent)
         )
     run, data, store = open_test(args, trained)
     remark = check_unseen(run, data, trained)
@@ -118,7 +106,7 @@ def main(args):
     out = Path(args.out or file.parent)
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.export_data(args.export_features, h, data, feature_files.origin("convnext_ap", model, trained), FORM)
+        own_images.export_data(args.export_features, h, data, own_images.origin("convnext_ap", model, trained), FORM)
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, runfiles
 from convnext_ap.flags import parse_args, variants
 
 if __name__ == "__main__":
@@ -228,7 +228,7 @@ def before_training(run, model, data, store) -> dict:
 def check_resumed(run):
     """Raises ValueError for a --resume from another variant, which says more than that flags differ."""
     wanted = run.args["resume"]
-    source = checkpoints.newest(run.log_dir) if wanted == "auto" else wanted
+    source = runfiles.newest(run.log_dir) if wanted == "auto" else wanted
     if source is not None:
         check_variant(source, checkpoints.read(source)["args"], run.args["simam"], run.args["parts"])
 
@@ -298,8 +298,8 @@ def make_augment(args):
 def keep(run, stage):
     """Copy the checkpoint just written to <stage>.pt, which no later epoch replaces."""
     if run.main:
-        newest = checkpoints.newest(run.log_dir)
-        checkpoints.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
+        newest = runfiles.newest(run.log_dir)
+        runfiles.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
 
 
 def earlier(extra, plan) -> dict:

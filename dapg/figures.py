@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import checkpoints, inputs, records, runtime, visualize
+from common import flags, inputs, records, runfiles, runtime, visualize
 from dapg.data import open_store
 from dapg.noise import groups
 from dapg.noise.names import TRAIN15
@@ -23,10 +23,10 @@ def figure1(size: str | None, out: Path) -> Path:
     With synthetic people of `size` the rows of the small chain alone: nothing of the paper stands beside them.
     """
     names = CHAIN1 if size else FIGURE1
-    rows, data = records.load_rows(runtime.ROOT / "dapg"), f"sysu-synthetic-{size}" if size else "sysu"
+    rows, data = records.load_rows(flags.ROOT / "dapg"), f"sysu-synthetic-{size}" if size else "sysu"
     bars = {"paper": [], "paper -C": [], "ours": [], "ours -C": []}
     for name in names:
-        files = sorted((runtime.ROOT / "results/dapg" / data / name).glob("seed*.json"))
+        files = sorted((flags.ROOT / "results/dapg" / data / name).glob("seed*.json"))
         own = [json.loads(file.read_text())["metrics"] for file in files]
         for key, ending in (("all.rank1", ""), ("all_c.rank1", " -C")):
             bars[f"paper{ending}"].append(100 * rows[name].get("paper", {}).get(key, np.nan))
@@ -57,7 +57,7 @@ def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title:
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_ylabel(title)
     axes.legend()
-    checkpoints.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    runfiles.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path
 
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import checkpoints, feature_files, inputs, own_images, runfiles, runtime
+from common import checkpoints, inputs, own_images, runtime
 from dapg import figures
 from dapg.downstream import agw, protocols
 from dapg.downstream.data import Data
@@ -37,8 +37,7 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
 
     With --variant select=best_test that is the best epoch so far, not the last.
     """
-    file = runfiles.checkpoint(path)
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     weights = checkpoints.strip_prefixes(state["state_dict"])
     if getattr(trained, "stage", None) not in ("agw", "cil") or "classifier.weight" not in weights:
@@ -82,7 +81,7 @@ def run_own_images(args) -> None:
         )
 
     query, gallery = stream(args.query_modality), stream(args.gallery_modality)
-    origin = feature_files.origin("dapg", network, vars(trained), "lanczos")
+    origin = own_images.origin("dapg", network, vars(trained), "lanczos")
     own_images.run(args, query, origin, Path(args.out), gallery)
 
 
@@ -94,7 +93,7 @@ def export_features(path: str, run, network, data: Data, trained: Namespace) -> 
     names = [MODALITIES[modality] for modality in streams.values()]
     feats = [protocols.features(run, network, data.stores[name], name)[kind_of(trained.stage)] for name in names]
     if run.main:
-        origin = feature_files.origin("dapg", network, vars(trained), "lanczos")
+        origin = own_images.origin("dapg", network, vars(trained), "lanczos")
         forms = {split: form(trained.stage, modality) for split, modality in streams.items()}
         own_images.export_data(path, torch.cat(feats), data.data, origin, forms)
 

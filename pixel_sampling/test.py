@@ -24,8 +24,7 @@ if __name__ == "__main__":
 
 from torch.nn.functional import normalize
 
-from common import checkpoints, feature_files, inputs, own_images, runfiles, runtime
-from common.runfiles import replace
+from common import checkpoints, inputs, own_images, runfiles, runtime
 from pixel_sampling import model
 from pixel_sampling.evaluate import protocol_metrics, without_gallery
 from pixel_sampling.head import HeadStore
@@ -116,7 +115,7 @@ def run_own_images(args, network, trained: dict, file: Path) -> None:
     own_images.run(
         args,
         descriptor,
-        feature_files.origin("pixel_sampling", network, trained, "bilinear"),
+        own_images.origin("pixel_sampling", network, trained, "bilinear"),
         Path(args.out or file.parent),
     )
 
@@ -138,7 +137,7 @@ def main(args):
             args.export_features,
             normalize(feats),
             data,
-            feature_files.origin("pixel_sampling", network, trained, "bilinear"),
+            own_images.origin("pixel_sampling", network, trained, "bilinear"),
             FORM,
         )
     for line in lines:
@@ -153,7 +152,7 @@ def main(args):
         writer.writeheader()
         writer.writerows(lines)
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        replace(Path(args.csv), lambda out: out.write(text.getvalue().encode()))
+        runfiles.replace(Path(args.csv), lambda out: out.write(text.getvalue().encode()))
 
 
 if __name__ == "__main__":

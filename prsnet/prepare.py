@@ -39,6 +39,7 @@ from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
 from common.datasets.person_crops import PUBLISHED, TREES
 from common.inputs import data_name
+from common.keypoints import detector
 from prsnet import annotations, keypoints, settings
 from prsnet.annotations import Person
 from prsnet.protocols import TEST_IMAGES
@@ -176,7 +177,7 @@ def judge(mode: str, args: Namespace):
 
         return look_up
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = keypoints.detector(args.kpt_weights, device)
+    model = detector(args.kpt_weights, "--kpt-weights", ", or use --kpt coco-gt or --kpt none").to(device)
 
     def detect(person, crop):
         scores = keypoints.detect(model, crop, device)

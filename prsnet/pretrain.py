@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, runfiles
 from prsnet.flags import fine_tuning
 from prsnet.flags import pretrain_args as parse_args
 
@@ -131,7 +131,7 @@ def keep_best(run, model, epoch, loss):
             "extra": {"loss": loss},
             "wall_s": run.spent + time.time() - run.started,
         }
-        checkpoints.replace(run.log_dir / "best.pt", lambda file: torch.save(state, file))
+        runfiles.replace(run.log_dir / "best.pt", lambda file: torch.save(state, file))
 
 
 def crops(run, args):

@@ -24,18 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import (
-    checkpoints,
-    distances,
-    feature_files,
-    images,
-    inputs,
-    own_images,
-    runfiles,
-    runtime,
-    transforms,
-    visualize,
-)
+from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
 from prsnet import masking, pretrain, protocols, train
 
 FORM = "unit length"  # of protocol image
@@ -46,8 +35,7 @@ def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = runfiles.checkpoint(path)
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained, weights = Namespace(**state["args"]), checkpoints.strip_prefixes(state["state_dict"])
     if not hasattr(trained, "mask_block"):
         raise ValueError(f"{file} is no checkpoint of prsnet (it was trained with other flags)")
@@ -65,7 +53,7 @@ def main(args):
         if "mask_loss" in trained:
             raise ValueError(f"{file} is a pre-training checkpoint; ranking and export need one of prsnet/train.py")
         descriptor = own_images.Descriptor(model, FORM, after=F.normalize)
-        origin = feature_files.origin("prsnet", model, trained, "bilinear")
+        origin = own_images.origin("prsnet", model, trained, "bilinear")
         return own_images.run(args, descriptor, origin, Path(args.out or file.parent))
     chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
     chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
@@ -93,7 +81,7 @@ def main(args):
     )
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     if args.export_features and run.main:
-        origin = feature_files.origin("prsnet", runtime.bare(model), trained, "bilinear")
+        origin = own_images.origin("prsnet", runtime.bare(model), trained, "bilinear")
         own_images.export_data(args.export_features, F.normalize(feats), data, origin, FORM)
     if args.viz == "rank":
         runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))

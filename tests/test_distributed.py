@@ -11,9 +11,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from common import processes, runtime
+from common import processes, runtime, flags
 parser = ArgumentParser()
-runtime.add_run_flags(parser)
+flags.add_run_flags(parser)
 args = parser.parse_args([])
 args.row, args.epochs = "row", 1
 """

@@ -174,12 +174,12 @@ def test_what_a_killed_writer_left_is_removed_and_its_files_do_not_count(tmp_pat
 
 def test_weights_flags_and_form_tell_networks_apart():
     net, flags_of_training = torch.nn.Linear(2, 2), {"height": 8, "width": 4, "arch": "a", "seed": 0, "logs_dir": "x"}
-    first = feature_files.origin("p", net, flags_of_training)
-    assert first == feature_files.origin("p", net, {**flags_of_training, "logs_dir": "y", "workers": 3})
+    first = own_images.origin("p", net, flags_of_training)
+    assert first == own_images.origin("p", net, {**flags_of_training, "logs_dir": "y", "workers": 3})
     moved = torch.nn.Linear(2, 2)
     moved.load_state_dict(net.state_dict())
-    assert first == feature_files.origin("p", moved, flags_of_training)
+    assert first == own_images.origin("p", moved, flags_of_training)
     with torch.no_grad():
         moved.bias[1] += 1e-6
-    assert first["weights"] != feature_files.origin("p", moved, flags_of_training)["weights"]
-    assert first["training"] != feature_files.origin("p", net, {**flags_of_training, "arch": "b"})["training"]
+    assert first["weights"] != own_images.origin("p", moved, flags_of_training)["weights"]
+    assert first["training"] != own_images.origin("p", net, {**flags_of_training, "arch": "b"})["training"]

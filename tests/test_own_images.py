@@ -17,7 +17,7 @@ from torch import nn
 from aff_scl import test as aff_test
 from aff_scl import train as aff_train
 from aff_scl.model import convert_dsbn
-from common import datasets, feature_files, images, own_images, runtime, transforms
+from common import datasets, images, own_images, runtime, transforms
 from common.datasets import files
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
@@ -269,7 +269,7 @@ class Mean(nn.Module):
         return x.mean((2, 3))
 
 
-ORIGIN = feature_files.origin("tests", Mean(), {"height": 8, "width": 4})
+ORIGIN = own_images.origin("tests", Mean(), {"height": 8, "width": 4})
 
 
 def flags(**changes):

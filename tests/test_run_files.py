@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aff_scl import train as aff_scl_train
-from common import checkpoints, locks, log_folder, runtime
+from common import checkpoints, locks, log_folder, runfiles, runtime
 from convnext_ap import train as convnext_train
 from dapg import train as dapg_train
 from prsnet import train as prsnet_train
@@ -83,7 +83,7 @@ def test_an_unfinished_run_is_left_alone_without_resume(tmp_path):
     with pytest.raises(ValueError, match="unfinished run; add --resume"):
         train(tmp_path)
     assert content(folder) == before
-    assert [checkpoints.epoch_of(p) for p in checkpoints.listed(folder)] == [1, 2]
+    assert [runfiles.epoch_of(p) for p in runfiles.listed(folder)] == [1, 2]
 
 
 def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
@@ -152,13 +152,13 @@ def test_a_users_own_copy_is_neither_read_nor_removed(tmp_path, copy):
     (folder / copy).write_text("mine")
     train(tmp_path, resume="auto")
     assert (folder / copy).read_text() == "mine"
-    assert [p.name for p in checkpoints.listed(folder)] == ["checkpoint_0002.pt", "checkpoint_0003.pt"]
+    assert [p.name for p in runfiles.listed(folder)] == ["checkpoint_0002.pt", "checkpoint_0003.pt"]
 
 
 def test_epochs_beyond_9999_are_ours_too(tmp_path):
     for epoch in (9998, 9999, 10000, 10001):
         checkpoints.write(tmp_path, epoch, {})
-    assert [checkpoints.epoch_of(p) for p in checkpoints.listed(tmp_path)] == [10000, 10001]
+    assert [runfiles.epoch_of(p) for p in runfiles.listed(tmp_path)] == [10000, 10001]
 
 
 # ------------------------------------------------------------------------------------------------ one command at a time
@@ -218,10 +218,10 @@ def test_two_processes_of_one_number_write_to_two_temporary_files(tmp_path, monk
 
     def outer(file):
         seen.append(file.name)
-        checkpoints.replace(tmp_path / "x", lambda other: (seen.append(other.name), other.write(b"inner")))
+        runfiles.replace(tmp_path / "x", lambda other: (seen.append(other.name), other.write(b"inner")))
         file.write(b"outer")
 
-    checkpoints.replace(tmp_path / "x", outer)
+    runfiles.replace(tmp_path / "x", outer)
     assert seen[0] != seen[1] and (tmp_path / "x").read_bytes() == b"outer"
 
 
@@ -289,7 +289,7 @@ def test_resume_after_the_weights_moved_continues_and_after_they_changed_refuses
     with pytest.raises(ValueError, match="--weights a.pth -> b.pth"):
         train(tmp_path, resume="auto", **b)  # nothing is there any more, so nothing tells that it was the same
     folder = train(tmp_path, resume="auto", contents={"weights": "file:1"}, **b)
-    assert checkpoints.epoch_of(checkpoints.newest(folder)) == 3
+    assert runfiles.epoch_of(runfiles.newest(folder)) == 3
 
 
 def test_a_checkpoint_from_before_contents_were_kept_continues_by_path(tmp_path):

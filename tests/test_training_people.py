@@ -13,7 +13,7 @@ from PIL import Image
 
 from aff_scl import test as aff_scl_test
 from aff_scl import train as aff_scl_train
-from common import checkpoints, datasets, inputs, runtime
+from common import datasets, inputs, runfiles, runtime
 from convnext_ap import test as convnext_test
 from dapg import test as dapg_test
 from dapg import train as dapg_train
@@ -216,7 +216,7 @@ def test_the_remark_stands_beside_that_data_set_alone():
 
 def test_crops_and_weights_that_say_nothing_are_taken_for_clean(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}}, tmp_path / "w.pth")
-    checkpoints.replace(tmp_path / "list.pth", lambda file: torch.save([1], file))
+    runfiles.replace(tmp_path / "list.pth", lambda file: torch.save([1], file))
     for path in (None, tmp_path / "w.pth", tmp_path / "list.pth"):
         assert protocols.test_images_behind(path) == []
     assert protocols.test_images_among(tmp_path) == []

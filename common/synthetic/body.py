@@ -9,25 +9,6 @@ from common.synthetic.canvas import HAT, LOWER, SHOE, UPPER, Canvas, Surface
 from common.synthetic.identity import Garment, Identity, Outfit
 from common.synthetic.pose import View, project, skeleton
 
-COCO = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
 TRUNK, HEAD, STRAND, BAG_PART, SKIRT = 1, 2, 3, 4, 5
 ARM, FOREARM, THIGH, SHIN, FOOT = 10, 12, 14, 16, 18  # + 0 left, + 1 right
 STATIONS = np.array([0.0, 0.05, 0.11, 0.2, 0.36, 0.6, 0.84, 1.0])  # along the trunk, neck to crotch

@@ -18,8 +18,8 @@ from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 class Rendered(NamedTuple):
     """A box of H x W pixels.
 
-    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into canvas.LABELS (ATR); keypoints float32 (17, 3): x, y
-    in pixels and 0 outside the box, 1 hidden, 2 seen (COCO order, body.COCO); infrared and thermal uint8 (H, W), or
+    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into common.keypoints.ATR; keypoints float32 (17, 3): x, y
+    in pixels and 0 outside the box, 1 hidden, 2 seen (COCO's order); infrared and thermal uint8 (H, W), or
     None if not asked for.
     """
 

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.keypoints import COCO
 from common.synthetic import identity as people
-from common.synthetic.body import COCO, Figure
+from common.synthetic.body import Figure
 from common.synthetic.camera import Camera, camera, expose, look
 from common.synthetic.canvas import Canvas
 from common.synthetic.layouts import generator

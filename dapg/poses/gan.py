@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoints, images, inputs, processes, runtime, transforms, visualize
+from common import checkpoints, images, inputs, processes, runfiles, runtime, transforms, visualize
 from common.epoch import Epoch
 from dapg import trunk
 from dapg.poses import pngan, pose
@@ -151,7 +151,7 @@ def save_generator(args, run, gan, data: Data) -> None:
     canon = pose.canonical(dict(enumerate(data.poses)))
     settings = {k: args.settings[k] for k in ("ngf", "blocks")} | {"height": args.height, "width": args.width}
     state = {"state_dict": gan.generator.state_dict(), "poses": canon.tolist(), "settings": settings}
-    checkpoints.replace(run.log_dir / "generator.pt", lambda file: torch.save(state, file))
+    runfiles.replace(run.log_dir / "generator.pt", lambda file: torch.save(state, file))
     pose.write(run.log_dir / "canonical_poses.json", {f"pose{i}": p for i, p in enumerate(canon)})
 
 
@@ -212,11 +212,11 @@ def run_generate(args, run) -> None:
             for i, image in zip(part, fake.permute(0, 2, 3, 1).cpu().numpy()):
                 picture = Image.fromarray(image)
                 file = outputs(folder, samples[i].path)[p]
-                checkpoints.replace(file, lambda stream: picture.save(stream, "JPEG", quality=95))
+                runfiles.replace(file, lambda stream: picture.save(stream, "JPEG", quality=95))
     processes.barrier(run)
     if run.main:
         text = json.dumps({"folder": f"generated/{digest}", "images": len(samples), "poses": pose.POSES})
-        checkpoints.replace(run.log_dir / "generated.json", lambda file: file.write(text.encode()))
+        runfiles.replace(run.log_dir / "generated.json", lambda file: file.write(text.encode()))
     path = runtime.record(
         run,
         {"files": len(samples) * pose.POSES},

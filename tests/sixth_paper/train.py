@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, flags, images, inputs, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from common.losses import batch_hard_triplet
 
@@ -38,8 +38,8 @@ def parse_args(argv=None):
     parser.add_argument("-b", "--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=3.5e-4)
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "tests/sixth_paper", argv)
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "tests/sixth_paper", argv)
 
 
 def train_one_epoch(run, args, model, optimizer, scaler, store, labels, augment, number):
