@@ -58,6 +58,23 @@ def add_test_flags(parser: ArgumentParser) -> None:
     data.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
 
 
+def choice(add: Callable, name: str, words: str, text: str | None = None) -> None:
+    """A flag that takes one of the words, the first where it is left out, by a group's add_argument."""
+    add(name, choices=words.split(), default=words.split()[0], help=text)
+
+
+def add_size(add: Callable, height: int | None = 256, width: int | None = 128, note: str = "") -> None:
+    """--height and --width of the network's images, by a group's add_argument; `note` goes behind their help."""
+    for name, value in (("height", height), ("width", width)):
+        add(f"--{name}", type=int, default=value, help=f"pixels{note}")
+
+
+def add_batch(add: Callable, size: int | None, instances: int | None, note: str = "", instances_note: str = "") -> None:
+    """--batch-size and --num-instances of a P x K batch, by a group's add_argument; the notes go behind their help."""
+    add("-b", "--batch-size", type=int, default=size, help=f"images a step over all processes{note}")
+    add("--num-instances", type=int, default=instances, help=f"images of an identity in a batch, K{instances_note}")
+
+
 def test_parser(
     script: str,
     description: str,

@@ -55,71 +55,49 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
         description="Train DAPG stage by stage; defaults are the paper's setting of each stage.",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
-    data.add_argument("--height", type=int, help="default: 256; 288 for agw and cil")
-    data.add_argument("--width", type=int, help="default: 128; 144 for agw and cil")
-    data.add_argument("--subset", type=int, default=0, help="train on this many of the unlabelled images, 0: all")
-    data.add_argument("--split", type=int, help="RegDB's split 1..10 (default: seed + 1)")
-    method = parser.add_argument_group("method")
-    method.add_argument("--stage", choices=STAGES, default="robust")
-    method.add_argument(
-        "--method",
-        choices=["dapg", "simclr", "byol", "moco"],
-        default="dapg",
-        help="of stage robust: ours or a baseline of Tables I-II",
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
+    flags.add_size(add, None, None, " (default: 256 x 128; agw and cil 288 x 144)")
+    add("--subset", type=int, default=0, help="train on this many of the unlabelled images, 0: all")
+    add("--split", type=int, help="RegDB's split 1..10 (default: seed + 1)")
+    add = parser.add_argument_group("method").add_argument
+    add("--stage", choices=STAGES, default="robust")
+    flags.choice(add, "--method", "dapg simclr byol moco", "of stage robust: ours or a baseline of Tables I-II")
+    flags.choice(
+        add, "--preset", "paper stable", "paper: printed values; stable: lr 7.5e-4, tau 0.1, severity up to 3"
     )
-    method.add_argument(
-        "--preset",
-        choices=["paper", "stable"],
-        default="paper",
-        help="paper: every printed value; stable: lr 7.5e-4, tau 0.1, severity up to 3",
-    )
-    method.add_argument("--backbone", default="resnet50", help="torchvision ResNet; resnet18 for small machines")
-    method.add_argument(
-        "--noise-base",
-        choices=["views", "chain"],
-        default="views",
-        help="noise on three own views (text) or along one image (Fig. 3)",
-    )
-    method.add_argument(
+    add("--backbone", choices=flags.BACKBONES, default="resnet50", help="resnet18 for small machines")
+    flags.choice(add, "--noise-base", "views chain", "noise on three own views (text) or along one image (Fig. 3)")
+    add(
         "--noise-exclude",
         nargs="+",
         default=[],
         metavar="NAME",
         help="training noises left out, for a benchmark of unseen corruptions",
     )
-    method.add_argument("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
-    method.add_argument(
-        "--negatives",
-        choices=["queue", "batch"],
-        default="queue",
-        help="momentum encoder and queue, or the m - 1 other images of the batch, Eq. (2)",
+    add("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
+    flags.choice(
+        add, "--negatives", "queue batch", "momentum encoder and queue, or the m - 1 others of the batch, Eq. (2)"
     )
-    method.add_argument(
-        "--loss",
-        choices=["eq1", "mc", "infonce"],
-        default="eq1",
-        help="Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)",
-    )
-    method.add_argument(
+    flags.choice(add, "--loss", "eq1 mc infonce", "Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)")
+    flags.choice(
+        add,
         "--constraint",
-        choices=["sim", "feature", "row"],
-        default="sim",
-        help="what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
+        "sim feature row",
+        "what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
         "similarities to the own keys and the negatives; paper silent",
     )
-    method.add_argument("--delta", type=float, default=0.5, help="weight of Eq. (2) in Eq. (1)")
-    method.add_argument("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
-    method.add_argument("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
-    method.add_argument("--source", help="generator (generate) or generated poses (align): row:NAME or a path")
-    method.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument("-b", "--batch-size", type=int, help="over all processes (default: 256; gan 32; agw, cil 64)")
-    optim.add_argument("--epochs", type=int, help="default: 300 robust, 200 align, 20 gan, 81 agw and cil")
-    optim.add_argument("--iters", type=int, help="at most this many steps an epoch")
-    optim.add_argument("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
-    optim.add_argument("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
+    add("--delta", type=float, default=0.5, help="weight of Eq. (2) in Eq. (1)")
+    add("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
+    add("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
+    add("--source", help="generator (generate) or generated poses (align): row:NAME or a path")
+    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    add = parser.add_argument_group("optimiser").add_argument
+    add("-b", "--batch-size", type=int, help="over all processes (default: 256; gan 32; agw, cil 64)")
+    add("--epochs", type=int, help="default: 300 robust, 200 align, 20 gan, 81 agw and cil")
+    add("--iters", type=int, help="at most this many steps an epoch")
+    add("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
+    add("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
     flags.add_run_flags(parser)
     parser.set_defaults(weights=None)
     args = flags.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))

@@ -16,64 +16,41 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         description="Train with pixel sampling; defaults are the paper's main setting.",
         allow_abbrev=False,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", type=str.lower, default="prcc", choices=["prcc"])
-    data.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", type=str.lower, default="prcc", choices=["prcc"])
+    add(
         "--mask-format",
         choices=list(MASK_FORMATS),
         default="part6",
         help="parsing masks: six parts or ATR labels as PNG, or the authors' .npy scores",
     )
-    data.add_argument(
-        "--mask-align",
-        choices=["crop", "none"],
-        default="crop",
-        help="crop: masks move with their images; none: resized only, as the authors' code",
+    flags.choice(
+        add, "--mask-align", "crop none", "masks move with their images, or are resized only (the authors' code)"
     )
-    data.add_argument("--height", type=int, default=256)
-    data.add_argument("--width", type=int, default=128)
-    method = parser.add_argument_group("method")
-    method.add_argument("--arch", choices=settings.ARCHS, default="bot", help="network (Tables I, III, IV)")
-    method.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
-    method.add_argument(
+    flags.add_size(add)
+    add = parser.add_argument_group("method").add_argument
+    add("--arch", choices=settings.ARCHS, default="bot", help="network (Tables I, III, IV)")
+    add("--backbone", choices=flags.BACKBONES, default="resnet50")
+    add(
         "--ps-mode",
         choices=["off", *settings.MODES],
         default="vector",
         help="pixel sampling, Eqs. (1)-(2): pixels, single values (the authors' code), shuffled pixels",
     )
-    method.add_argument("--ps-classes", choices=list(CLASSES), default="both", help="clothes that are re-drawn")
-    method.add_argument("--consistency", choices=settings.CONSISTENCY, default="l2", help="form of Eq. (3)")
-    method.add_argument("--label-smooth", type=float, default=0.1, help="of Eq. (4); paper silent, as its baseline")
-    method.add_argument(
-        "--aug",
-        choices=["paper", "code"],
-        default="paper",
-        help="paper: flip and crop; code: crop and colour jitter 0.1, no flip",
-    )
-    method.add_argument("--re", action="store_true", help="random erasing before pixel sampling (Table II)")
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument(
-        "-b",
-        "--batch-size",
-        type=int,
-        default=64,
-        help="initial images a step, B, over all processes; pixel sampling doubles them",
-    )
-    optim.add_argument("--num-instances", type=int, default=4, help="images of one identity in a batch")
-    optim.add_argument("--epochs", type=int, default=60)
-    optim.add_argument("--iters", type=int, help="at most this many steps an epoch (default: all)")
-    optim.add_argument(
-        "--lr", type=float, default=3.5e-3, help="SGD with momentum 0.9; warm-up over 1/6 of the epochs, x 0.1 at 2/3"
-    )
-    optim.add_argument("--weight-decay", type=float, default=5e-4)
-    test = parser.add_argument_group("evaluation")
-    test.add_argument("--eval-period", type=int, default=5, help="epochs between evaluations")
-    test.add_argument(
-        "--selection",
-        choices=["last", "test-best"],
-        default="last",
-        help="what the result file reports; test-best is the authors' rule",
-    )
+    add("--ps-classes", choices=list(CLASSES), default="both", help="clothes that are re-drawn")
+    add("--consistency", choices=settings.CONSISTENCY, default="l2", help="form of Eq. (3)")
+    add("--label-smooth", type=float, default=0.1, help="of Eq. (4); paper silent, as its baseline")
+    flags.choice(add, "--aug", "paper code", "paper: flip and crop; code: crop and colour jitter 0.1, no flip")
+    add("--re", action="store_true", help="random erasing before pixel sampling (Table II)")
+    add = parser.add_argument_group("optimiser").add_argument
+    flags.add_batch(add, 64, 4, ", initial ones, B; pixel sampling doubles them")
+    add("--epochs", type=int, default=60)
+    add("--iters", type=int, help="at most this many steps an epoch (default: all)")
+    add("--lr", type=float, default=3.5e-3, help="SGD with momentum 0.9; warm-up over 1/6 of the epochs, x 0.1 at 2/3")
+    add("--weight-decay", type=float, default=5e-4)
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--eval-period", type=int, default=5, help="epochs between evaluations")
+    flags.choice(add, "--selection", "last test-best", "what the result file reports; test-best is the authors' rule")
     flags.add_run_flags(parser)
     return flags.parse(parser, "pixel_sampling", argv, complete)
 
@@ -156,11 +133,11 @@ def figures_args(argv: list[str] | None = None) -> Namespace:
         default="query",
         help="figure 4: images of known people (their class) or test images (the predicted class)",
     )
-    add(
+    flags.choice(
+        add,
         "--cam",
-        choices=["neck", "raw"],
-        default="neck",
-        help="figure 4: class score with the neck applied at every place, or the classifier row as it stands",
+        "neck raw",
+        "figure 4: class score with the neck at every place, or the classifier row",
     )
     add("--seed", type=int, default=0, help="which images are drawn")
     add("--out", default="figures", help="folder for the pictures")
@@ -184,7 +161,7 @@ def parsing_args(argv: list[str] | None = None) -> Namespace:
     add("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
     add("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
     add("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
-    add("--labels", choices=["part6", "atr18"], default="part6", help="six parts, or the 18 ATR labels")
+    flags.choice(add, "--labels", "part6 atr18", "six parts, or the 18 ATR labels")
     add("--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png")
     add("-b", "--batch-size", type=int, default=16)
     add("-j", "--workers", type=int, default=4, help="threads that read and write images, at least one")
@@ -194,7 +171,7 @@ def parsing_args(argv: list[str] | None = None) -> Namespace:
         default=settings.SCHP_SIZE,
         help="input side of the network; 512 is what it was trained with",
     )
-    add("--amp", choices=["off", "bf16"], default="off")
+    flags.choice(add, "--amp", "off bf16")
     return parser.parse_args(commandline.words(argv))
 
 

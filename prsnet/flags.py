@@ -43,18 +43,8 @@ AUTHORS_MAE = {  # the published transformer has no pass with hidden blocks, and
 def shared(parser: ArgumentParser, script: str) -> None:
     """Flags of both trainings, and those of every script."""
     add = parser.add_argument_group("network and mask").add_argument
-    add(
-        "--preset",
-        choices=["paper", "authors"],
-        default="paper",
-        help="defaults of the other flags: the paper, or its code",
-    )
-    add(
-        "--model",
-        choices=["prsnet", "mae"],
-        default="prsnet",
-        help="convolutional autoencoder, or MAE's transformer (Table III)",
-    )
+    flags.choice(add, "--preset", "paper authors", "defaults of the other flags: the paper, or its code")
+    flags.choice(add, "--model", "prsnet mae", "convolutional autoencoder, or MAE's transformer (Table III)")
     add("--size", choices=list(SIZES), default="full", help="widths and depths; small is for one CPU, tiny for tests")
     add(
         "--block",
@@ -64,8 +54,7 @@ def shared(parser: ArgumentParser, script: str) -> None:
     add("--bottleneck", type=int, help="length of the feature (default: 2048)")
     add("--mask-block", type=int, nargs=2, default=[16, 8], metavar=("H", "W"), help="pixels of a block, sec. III-A")
     add("--mask-ratio", type=float, default=settings.RATIO, help="hidden share of the blocks, sec. III-A")
-    add("--height", type=int, default=256, help="pixels")
-    add("--width", type=int, default=128, help="pixels")
+    flags.add_size(add)
     flags.add_run_flags(parser)
     text = {
         "pretrain.py": "none: pre-training starts from random weights",
@@ -147,8 +136,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         metavar="KEY=VALUE",
         help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
     )
-    add("-b", "--batch-size", type=int, help="images a step over all processes (default: 64, 16 identities x 4)")
-    add("--num-instances", type=int, default=4, help="images of an identity in a batch, K")
+    flags.add_batch(add, None, 4, " (default: 64, 16 identities x 4)")
     add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
     add("--iters", type=int, help="at most so many steps an epoch (default: all)")
     add("--lr", type=float, default=3.5e-4, help="Adam; linear warm-up over 1/12 of the epochs, x 0.1 at 1/3 and 7/12")
@@ -160,12 +148,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         default=list(settings.PROTOCOLS),
         help="how to measure",
     )
-    add(
-        "--centroid-distractors",
-        choices=["drop", "keep"],
-        default="drop",
-        help="people without a query in the centroid protocols",
-    )
+    flags.choice(add, "--centroid-distractors", "drop keep", "people without a query in the centroid protocols")
     return flags.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
 
 
@@ -284,8 +267,7 @@ def deploy_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--out", help="file for the folded checkpoint")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
-    parser.add_argument("--height", type=int, default=256, help="pixels")
-    parser.add_argument("--width", type=int, default=128, help="pixels")
+    flags.add_size(parser.add_argument)
     parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
     parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
     flags.add_run_flags(parser)
@@ -301,7 +283,7 @@ def test_args(argv: list[str] | None = None) -> Namespace:
     add("--number", type=int, default=9, help="images or queries in a picture")
     add("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
     add("--protocol", nargs="+", choices=list(settings.PROTOCOLS), default=list(settings.PROTOCOLS))
-    add("--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query")
+    flags.choice(add, "--centroid-distractors", "drop keep", "people without a query")
     add("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
     add("--seed", type=int, default=0, help="of the masks and the choice of queries")
     add("-b", "--batch-size", type=int, default=128)
