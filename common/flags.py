@@ -139,18 +139,7 @@ def check_own_images(parser: ArgumentParser, args: Namespace) -> None:
 
 
 # These may differ between the lives of one run; every other flag is part of the method.
-RUN_FLAGS = {
-    "data_dir",
-    "cache",
-    "cache_dir",
-    "workers",
-    "row",
-    "logs_dir",
-    "results_dir",
-    "resume",
-    "compile",
-    "deterministic",
-}
+RUN_FLAGS = set("data_dir cache cache_dir workers row logs_dir results_dir resume compile deterministic".split())
 
 
 PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files

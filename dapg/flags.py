@@ -63,9 +63,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("method").add_argument
     add("--stage", choices=STAGES, default="robust")
     flags.choice(add, "--method", "dapg simclr byol moco", "of stage robust: ours or a baseline of Tables I-II")
-    flags.choice(
-        add, "--preset", "paper stable", "paper: printed values; stable: lr 7.5e-4, tau 0.1, severity up to 3"
-    )
+    flags.choice(add, "--preset", "paper stable", "paper: printed values; stable: lr 7.5e-4, tau 0.1, severity up to 3")
     add("--backbone", choices=flags.BACKBONES, default="resnet50", help="resnet18 for small machines")
     flags.choice(add, "--noise-base", "views chain", "noise on three own views (text) or along one image (Fig. 3)")
     add(

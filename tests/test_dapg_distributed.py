@@ -85,19 +85,8 @@ def evaluated(data, checkpoint, out) -> list[str]:
 def test_finetuning_and_evaluation_in_two_processes(tmp_path, stage, dataset, keys):
     """Two processes train; then one and two processes measure the same checkpoint, clean and corrupted, equally."""
     flags = [
-        "--stage",
-        stage,
-        "--dataset",
-        dataset,
-        "--weights",
-        "none",
-        "--batch-size",
-        32,
-        "--epochs",
-        1,
-        "--iters",
-        2,
-    ]
+        "--stage", stage, "--dataset", dataset, "--weights", "none", "--batch-size", 32, "--epochs", 1, "--iters", 2
+    ]  # fmt: skip
     on_ranks(2, whole_stages, data_dir(), tmp_path, [[*flags, "--variant", "draws=2"]])
     trained, said = result(tmp_path), evaluated(data_dir(), log_dir(tmp_path / "0"), tmp_path / "one")
     assert on_ranks(2, evaluated, data_dir(), log_dir(tmp_path / "0"), tmp_path / "two") == [said, []]  # rank 0 speaks

@@ -109,19 +109,7 @@ def test_test_py_measures_the_network_of_the_result(tmp_path):
 def test_a_checkpoints_settings_meet_this_command_lines_data_and_place():
     trained = test.Namespace(stage="agw", dataset="sysu", data_dir="there", synthetic="small", split=None, height=288)
     trained.workers, trained.compile = 4, True
-    words = [
-        "--checkpoint",
-        "x",
-        "--data-dir",
-        "here",
-        "--real",
-        "--workers",
-        "0",
-        "--dataset",
-        "regdb",
-        "--split",
-        "3",
-    ]
+    words = "--checkpoint x --data-dir here --real --workers 0 --dataset regdb --split 3".split()
     found = test.restored(test.parse_args(words), trained)
     assert (found.dataset, found.data_dir, found.synthetic, found.split) == ("regdb", "here", None, 3)
     assert (found.height, found.stage, found.workers, found.compile) == (288, "agw", 0, False)

@@ -147,18 +147,8 @@ def test_the_target_is_no_source_of_its_own(capsys):
 
 def test_a_number_on_the_labelled_source_says_so_and_one_on_the_target_does_not(market_dir, tmp_path, capsys):
     words = [
-        *TINY,
-        "--data-dir",
-        str(market_dir),
-        "--mode",
-        "uda",
-        "-d",
-        "duke",
-        "--source",
-        "market",
-        "--cache",
-        "off",
-    ]
+        *TINY, "--data-dir", str(market_dir), "--mode", "uda", "-d", "duke", "--source", "market", "--cache", "off"
+    ]  # fmt: skip
     args = aff_scl_train.parse_args(words)
     run = runtime.start(args, "aff_scl")
     run.log_dir = tmp_path
