@@ -24,7 +24,7 @@ import torch
 
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, transforms, visualize
+from common import checkpoints, inputs, own_images, runtime, transforms, visualize
 
 FORM = "feature behind the neck"
 
@@ -69,31 +69,9 @@ def network_maps(model: AFF, batch: torch.Tensor) -> torch.Tensor:
 def main(args):
     model, trained, file = load_network(args.checkpoint)
     if own_images.wanted(args):
-        return own_images.run(
-            args,
-            own_images.Descriptor(model, FORM),
-            own_images.origin("aff_scl", model, trained),
-            Path(args.out or file.parent),
-        )
-    chosen = {
-        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
-        for k in ("dataset", "data_dir", "synthetic")
-    }
-    chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    run = runtime.start(
-        Namespace(
-            **{
-                **trained,
-                **chosen,
-                "workers": args.workers,
-                "cache": args.cache,
-                "cache_dir": args.cache_dir,
-                "amp": args.amp,
-                "compile": False,
-            }
-        ),
-        "aff_scl",
-    )
+        origin = own_images.origin("aff_scl", model, trained)
+        return own_images.run(args, own_images.Descriptor(model, FORM), origin, Path(args.out or file.parent))
+    run = runtime.start(flags.of_test(args, trained), "aff_scl")
     data = inputs.dataset(run, run.args["dataset"])
     remark = check_unseen(run, data, trained)
     store = inputs.open_images(
@@ -103,29 +81,22 @@ def main(args):
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     metrics = inputs.rank_metrics(data, feats)
     out, name = Path(args.out or file.parent), f"{file.name} on {inputs.data_name(data)}{remark}"
-    report(run, name, metrics)
-    q = len(data.query)
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
+    runtime.say(run, f"{name}: {metrics}")
     if args.re_rank:
-        report(
-            run,
-            f"{name}, after re-ranking",
-            evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids),
-        )
+        runtime.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats)}")
     if not run.main:
         return
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
         own_images.export_data(args.export_features, feats, data, own_images.origin("aff_scl", model, trained), FORM)
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {file.stem: metrics.cmc}, mAP={file.stem: metrics.mAP}))
-    shown = np.random.default_rng(0).permutation(q)
+    shown = np.random.default_rng(0).permutation(len(data.query))
     if args.rank_list:
-        print("rank list:", draw_rank_list(out / "rank_list.png", data, feats, shown[: args.rank_list], ids))
+        sheet, title = out / "rank_list.png", "query and its ten nearest images"
+        print("rank list:", visualize.data_rank_list(sheet, data, feats, shown[: args.rank_list], title=title))
     if args.heat_maps:
-        print(
-            "heat maps:",
-            draw_heat_maps(out / "heat_maps.png", run, model, args.against, store, shown[: args.heat_maps]),
-        )
+        sheet, chosen = out / "heat_maps.png", shown[: args.heat_maps]
+        print("heat maps:", draw_heat_maps(sheet, run, model, args.against, store, chosen))
 
 
 def check_unseen(run, data, trained: dict) -> str:
@@ -136,35 +107,6 @@ def check_unseen(run, data, trained: dict) -> str:
     if trained["source"] and inputs.trained_on(run, data, source):
         return ", whose labels were the source of the training"
     return ""
-
-
-def report(run, name, m):
-    runtime.say(
-        run,
-        f"{name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-        f"rank-10 {100 * m.rank(10):.1f}, "
-        f"mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
-    )
-
-
-def draw_rank_list(path, data, feats, shown, ids):
-    """Queries with their ten nearest valid gallery images, right ones framed green; returns the path."""
-    q = len(data.query)
-    dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
-    pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
-    indices, matches, values = visualize.top_matches(
-        dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=10
-    )
-    gallery = [s.path for s in data.gallery]
-    return visualize.rank_list(
-        path,
-        [data.query[i].path for i in shown],
-        gallery,
-        indices,
-        matches,
-        values,
-        title="query and its ten nearest images",
-    )
 
 
 def draw_heat_maps(path, run, model, against, store, shown):

@@ -118,6 +118,16 @@ def parse_test(parser: ArgumentParser, argv: list[str] | None = None, folder: Ca
     return args
 
 
+def of_test(args: Namespace, trained: dict, *more: str) -> Namespace:
+    """The flags `trained` of a checkpoint's training, with the data and the execution that those of a test.py name
+    instead; `more`: further flags that win where they are given.
+    """
+    given = {key: getattr(args, key, None) for key in ("dataset", "data_dir", "synthetic", *more)}
+    given = {key: value for key, value in given.items() if value is not None}
+    here = {key: getattr(args, key) for key in ("workers", "cache", "cache_dir", "amp")}
+    return Namespace(**{**trained, **given, **here, **({"synthetic": None} if args.real else {}), "compile": False})
+
+
 def check_own_images(parser: ArgumentParser, args: Namespace) -> None:
     """End the process with one sentence for flags for one's own images that do not fit together."""
     described = args.gallery_features

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from common import inputs, runtime, transforms, visualize
 from convnext_ap import schedule, train
-from convnext_ap.test import draw_rank_list, load_network, open_test
+from convnext_ap.test import load_network, open_test
 
 HERE = Path(__file__).resolve().parent
 
@@ -118,11 +118,10 @@ def ranks(args, out):
     """Figures 14 and 15: queries and their five nearest gallery images, green right, red wrong, junk left out."""
     (model, *_), run, data, store = opened(args)
     feats = train.features(run, model, store)["H"]
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     number = "15" if data.name == "duke" else "14"
     title = f"{model.name} on {inputs.data_name(data)}"
     path = out / f"figure{number}-{inputs.data_name(data)}.png"
-    return draw_rank_list(path, data, feats, queries(args, data), ids, 5, title)
+    return visualize.data_rank_list(path, data, feats, queries(args, data), 5, title)
 
 
 @torch.inference_mode()

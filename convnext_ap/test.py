@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, visualize
+from common import checkpoints, inputs, own_images, runtime, visualize
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
@@ -50,16 +50,11 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
 def open_test(args: Namespace, trained: dict) -> tuple:
     """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
-    chosen = {
-        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
-        for k in ("dataset", "split", "data_dir", "synthetic")
-    }
+    settings = flags.of_test(args, trained, "split")
     if args.dataset is not None and args.split is None:
-        chosen["split"] = None
-    chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    execution = {"workers": args.workers, "cache": args.cache, "cache_dir": args.cache_dir, "amp": args.amp}
-    run = runtime.start(Namespace(**{**trained, **chosen, **execution, "compile": False}), "convnext_ap")
-    data = inputs.dataset(run, chosen["dataset"], **({"split": chosen["split"]} if chosen["split"] else {}))
+        settings.split = None
+    run = runtime.start(settings, "convnext_ap")
+    data = inputs.dataset(run, settings.dataset, **({"split": settings.split} if settings.split else {}))
     size = trained["height"], trained["width"]
     return run, data, inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
 
@@ -91,42 +86,23 @@ def main(args):
     found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
     name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}{remark}"
     for descriptor, metrics in found.items():
-        report(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]})", metrics)
+        runtime.say(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]}): {metrics}")
     runtime.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
-    h, q = feats["H"], len(data.query)
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     if args.re_rank:
-        report(
-            run,
-            f"{name}, after re-ranking",
-            evaluation.rank_metrics_from_distances(jaccard.re_rank(h[:q], h[q:]), *ids),
-        )
+        runtime.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats['H'])}")
     if not run.main:
         return
     out = Path(args.out or file.parent)
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.export_data(args.export_features, h, data, own_images.origin("convnext_ap", model, trained), FORM)
+        own_images.export_data(
+            args.export_features, feats["H"], data, own_images.origin("convnext_ap", model, trained), FORM
+        )
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:
-        shown = np.random.default_rng(0).permutation(q)[: args.rank_list]
-        print("rank list:", draw_rank_list(out / "rank_list.png", data, h, shown, ids, k=10))
-
-
-def report(run, name, m):
-    ranks = ", ".join(f"rank-{k} {100 * m.rank(k):.1f}" for k in (1, 5, 10))
-    runtime.say(run, f"{name}: mAP {100 * m.mAP:.1f}, {ranks}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)")
-
-
-def draw_rank_list(path, data, feats, shown, ids, k, title=""):
-    """Queries with their k nearest valid gallery images, right ones framed green; returns the path."""
-    q = len(data.query)
-    dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
-    pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
-    found = visualize.top_matches(dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=k)
-    gallery = [s.path for s in data.gallery]
-    return visualize.rank_list(path, [data.query[i].path for i in shown], gallery, *found, title=title)
+        shown = np.random.default_rng(0).permutation(len(data.query))[: args.rank_list]
+        print("rank list:", visualize.data_rank_list(out / "rank_list.png", data, feats["H"], shown))
 
 
 if __name__ == "__main__":

@@ -50,16 +50,6 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
     return network.eval(), trained, file
 
 
-def restored(args: Namespace, trained: Namespace) -> Namespace:
-    """The settings of a checkpoint's training, on the data and in the way that this command line says."""
-    here = {key: getattr(args, key) for key in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
-    data = {key: getattr(args, key) for key in ("dataset", "data_dir", "synthetic", "split")}
-    data = {key: value for key, value in data.items() if value is not None}
-    if args.real:
-        data["synthetic"] = None
-    return Namespace(**{"split": None, "results_dir": ".", **vars(trained), **data, **here, "compile": False})
-
-
 def kind_of(stage: str) -> str:
     """The feature that a stage's published numbers are of: behind BatchNorm for AGW, before it for CIL."""
     return "bn" if stage == "agw" else "pool"
@@ -101,7 +91,8 @@ def export_features(path: str, run, network, data: Data, trained: Namespace) -> 
 def evaluate(args) -> None:
     """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
     network, trained, file = load_network(args.checkpoint)
-    settings = restored(args, trained)
+    trained_flags = {"split": None, "results_dir": ".", **vars(trained)}
+    settings = flags.of_test(args, trained_flags, "split", "logs_dir")
     run = runtime.start(settings, "dapg")
     network, data = network.to(run.device), Data(settings, run)
     check_unseen(run, data, trained)

@@ -70,21 +70,19 @@ def classes(weights: dict, file: Path) -> int:
 
 def open_test(args, trained: dict):
     """The run, the data set and the test store (query, then gallery) of a checkpoint's flags under the given ones."""
-    given = {k: getattr(args, k) for k in ("data_dir", "synthetic", "mask_format") if getattr(args, k) is not None}
-    here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
-    chosen = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained, **given, **here, "compile": False}
-    chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    run, head = runtime.start(Namespace(**chosen), "pixel_sampling"), trained["arch"].startswith("head")
-    data = inputs.dataset(run, chosen["dataset"], **({"mask_format": chosen["mask_format"]} if head else {}))
+    settings = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained}
+    settings = flags.of_test(args, settings, "mask_format")
+    run, head = runtime.start(settings, "pixel_sampling"), trained["arch"].startswith("head")
+    data = inputs.dataset(run, settings.dataset, **({"mask_format": settings.mask_format} if head else {}))
     if "data_name" in trained:  # bare weights do not say what they were trained with
         inputs.trained_on(run, data, trained)
-    samples, size = data.query + data.gallery, (chosen["height"], chosen["width"])
+    samples, size = data.query + data.gallery, (settings.height, settings.width)
     store = inputs.open_images(run, samples, *size, name=f"{data.name} test", interpolation="bilinear")
     if head:
         masks = open_masks(
             samples,
             *size,
-            chosen["mask_format"],
+            settings.mask_format,
             cache=args.cache,
             cache_dir=args.cache_dir,
             device=run.device,

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
+from common import checkpoints, images, inputs, own_images, runtime, transforms, visualize
 from prsnet import masking, pretrain, protocols, train
 
 FORM = "unit length"  # of protocol image
@@ -55,10 +55,7 @@ def main(args):
         descriptor = own_images.Descriptor(model, FORM, after=F.normalize)
         origin = own_images.origin("prsnet", model, trained, "bilinear")
         return own_images.run(args, descriptor, origin, Path(args.out or file.parent))
-    chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
-    chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
-    places = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
-    run = runtime.start(Namespace(**{**trained, **chosen, **places, "compile": False, "logs_dir": "logs"}), "prsnet")
+    run = runtime.start(flags.of_test(args, {"dataset": "market", **trained, "logs_dir": "logs"}), "prsnet")
     model = model.to(run.device, memory_format=torch.channels_last)
     size, pretrained = (trained["height"], trained["width"]), "mask_loss" in trained
     if pretrained and args.viz not in ("recon", "heat"):
@@ -74,7 +71,7 @@ def main(args):
         draw = draw_reconstructions if args.viz == "recon" else draw_heat_maps
         runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
         return
-    data = inputs.dataset(run, chosen["dataset"])
+    data = inputs.dataset(run, run.args["dataset"])
     inputs.trained_on(run, data, trained)
     store = inputs.open_images(
         run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
@@ -88,11 +85,7 @@ def main(args):
         return
     remark = protocols.seen(trained, inputs.data_name(data))
     for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
-        runtime.say(
-            run,
-            f"protocol {name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries){remark}",
-        )
+        runtime.say(run, f"protocol {name}: {m}{remark}")
 
 
 def pictures(run, args, size) -> torch.Tensor:
@@ -150,23 +143,10 @@ def draw_heat_maps(path, run, model, pixels, trained, seed) -> str:
 
 def draw_rank_list(path, data, feats, number, seed) -> str:
     """Figure 7: queries and their ten nearest valid gallery images, protocol image; up to three views of a person."""
-    q, feats = len(data.query), F.normalize(feats)
     order = np.random.default_rng(seed).permutation(np.unique([s.pid for s in data.query]))
     chosen = [i for pid in order for i in [i for i, s in enumerate(data.query) if s.pid == pid][:3]][:number]
-    dist = distances.pairwise(feats[:q][chosen], feats[q:]).cpu().numpy()
-    pids, camids = ([getattr(data.query[i], key) for i in chosen] for key in ("pid", "camid"))
-    indices, matches, values = visualize.top_matches(
-        dist, pids, [s.pid for s in data.gallery], camids, [s.camid for s in data.gallery], k=10
-    )
-    file = visualize.rank_list(
-        path,
-        [data.query[i].path for i in chosen],
-        [s.path for s in data.gallery],
-        indices,
-        matches,
-        values,
-        title="protocol image: query and its ten nearest images",
-    )
+    title = "protocol image: query and its ten nearest images"
+    file = visualize.data_rank_list(path, data, F.normalize(feats), chosen, title=title)
     return f"rank list: {file}"
 
 

@@ -367,18 +367,6 @@ def test_cut_off_boxes_mark_key_points_outside():
     assert (out.keypoints[15:, 2] == 0).all() and (out.keypoints[15:, 1] >= 128).all()
 
 
-def test_openpose_points_are_coco_points_in_order_with_a_neck():
-    coco = np.stack([np.arange(17.0), np.arange(17.0) * 2, np.full(17, 2.0)], 1)
-    points = render.openpose(coco)
-    names = (
-        "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip "
-        "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear"
-    ).split()
-    for name, point in zip(names, points):
-        expected = coco[5] / 2 + coco[6] / 2 if name == "neck" else coco[COCO.index(name)]
-        assert np.array_equal(point, expected)
-
-
 def test_frames_of_one_walk_are_nearer_to_each_other_than_to_another_walk():
     identity, outfit = dressed(40)
     eye = camera(np.random.default_rng(6))

@@ -194,11 +194,3 @@ def _occlude(layers: _Layers, view: View, unit: float, foot: tuple[float, float]
     layers.hidden |= mask
     if layers.companions:
         layers.infrared[mask], layers.temperature[mask] = 0.4, infrared.AIR
-
-
-def openpose(keypoints: np.ndarray) -> np.ndarray:
-    """The OpenPose points (18, 3) of COCO points (17, 3): another order, and a neck between the shoulders."""
-    left, right = keypoints[5], keypoints[6]
-    neck = np.array([*(0.5 * (left[:2] + right[:2])), min(left[2], right[2])], keypoints.dtype)
-    order = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
-    return np.stack([neck if index is None else keypoints[index] for index in order])

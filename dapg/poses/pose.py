@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common import keypoints, pixels, runfiles
 from common.datasets import lists
 from common.keypoints import COCO, OPENPOSE
-from common.synthetic import layouts, render
+from common.synthetic import layouts
 
 LIMBS = [(1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0)]
 LIMBS += [(0, 14), (14, 16), (0, 15), (15, 17)]
@@ -137,7 +137,7 @@ def synthetic(root: Path, paths: list[str]) -> dict[str, np.ndarray]:
     for path in tqdm(paths, desc="key points", disable=None):
         drawn = layouts.draw("market", items[Path(path).relative_to(root).as_posix()], stamp["seed"])
         height, width = drawn.image.shape[:2]
-        poses[Path(path).name] = (render.openpose(drawn.keypoints) / [width, height, 1]).astype(np.float32)
+        poses[Path(path).name] = (from_coco(drawn.keypoints) / [width, height, 1]).astype(np.float32)
     return poses
 
 
