@@ -11,6 +11,7 @@ from common.synthetic.body import Figure
 from common.synthetic.camera import Camera, expose, stream
 from common.synthetic.canvas import Canvas
 from common.synthetic.identity import Identity, Outfit
+from common.synthetic.points import keypoints
 from common.synthetic.pose import View
 from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 
@@ -127,7 +128,7 @@ def _record(
     canvas.label[layers.hidden.ravel()] = 0
     canvas.part[layers.hidden.ravel()] = 0
     parsing = cv2.resize(canvas.label.reshape(layers.height, layers.width), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    points = figure.keypoints()
+    points = keypoints(figure)
     points[:, :2] *= (view.width / layers.width, view.height / layers.height)
     outside = (points[:, :2] < 0).any(1) | (points[:, 0] >= view.width) | (points[:, 1] >= view.height)
     points[outside, 2] = 0
