@@ -32,13 +32,17 @@ def write(folder: Path, rows: int, columns: int) -> None:
     feature_files.write(folder, blocks, about, ORIGIN, {"gallery": "random"})
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--top", type=int, default=100)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_args()
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
