@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 from aff_scl.flags import test_args as parse_args
 from aff_scl.flags import variants
-from common import flags
+from common import flags, processes
 
 if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
@@ -81,9 +81,9 @@ def main(args):
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     metrics = inputs.rank_metrics(data, feats)
     out, name = Path(args.out or file.parent), f"{file.name} on {inputs.data_name(data)}{remark}"
-    runtime.say(run, f"{name}: {metrics}")
+    processes.say(run, f"{name}: {metrics}")
     if args.re_rank:
-        runtime.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats)}")
+        processes.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats)}")
     if not run.main:
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import processes, runtime
+from common import log_folder, processes, runtime
 
 
 class Epoch:
@@ -50,11 +50,11 @@ class Epoch:
         """
         if self.step == 0:
             raise ValueError(f"epoch {self.number + 1} has no batch; lower --batch-size or raise --iters")
-        processes.sync_buffers(self.run, runtime.bare(model))
+        processes.sync_buffers(self.run, log_folder.bare(model))
         sums = torch.stack([value.float() for value in self.totals.values()])
         means = (processes.gather(self.run, sums[None]).double().mean(0) / self.step).tolist()
         means = dict(zip(self.totals, means))
         text = ", ".join(f"{name} {value:.{digits}f}" for name, value in means.items())
         rate = self.images * self.run.world_size / (time.time() - self.began)
-        runtime.say(self.run, f"epoch {self.number + 1}{f' ({note})' if note else ''}: {text}; {rate:.0f} images/s")
+        processes.say(self.run, f"epoch {self.number + 1}{f' ({note})' if note else ''}: {text}; {rate:.0f} images/s")
         return means

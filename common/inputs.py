@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common import datasets, evaluation, images, processes, runtime, synthetic
+from common import datasets, evaluation, images, log_folder, processes, synthetic
 from common.datasets import base
 from common.runtime import Run
 
@@ -25,7 +25,7 @@ def dataset(run: Run, name: str, **options) -> datasets.Dataset:
         if size:
             synthetic.write(name, folder, size=size, workers=run.args["workers"])
         data = datasets.load(name, str(folder), **options)
-    runtime.say(run, data.statistics())
+    processes.say(run, data.statistics())
     return data
 
 
@@ -141,7 +141,7 @@ def extract(
 ) -> torch.Tensor:
     """Eval-mode features (N, D) of a store on every rank; see evaluation.extract."""
     return evaluation.extract(
-        runtime.bare(model),
+        log_folder.bare(model),
         store,
         device=run.device,
         batch_size=batch_size,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, processes
 from convnext_ap.flags import test_args as parse_args
 
 if __name__ == "__main__":
@@ -86,10 +86,10 @@ def main(args):
     found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
     name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}{remark}"
     for descriptor, metrics in found.items():
-        runtime.say(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]}): {metrics}")
-    runtime.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
+        processes.say(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]}): {metrics}")
+    processes.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
     if args.re_rank:
-        runtime.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats['H'])}")
+        processes.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats['H'])}")
     if not run.main:
         return
     out = Path(args.out or file.parent)

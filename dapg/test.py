@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, processes
 from dapg.flags import MODALITIES, variants
 from dapg.flags import test_args as parse_args
 
@@ -104,7 +104,7 @@ def evaluate(args) -> None:
     clean = args.corruption is None and args.severity is None
     metrics = protocols.evaluate(run, network, data, trained.stage, clean, corruption)
     split = f" split {data.split}" if data.split else ""
-    runtime.say(
+    processes.say(
         run,
         f"{file.name} on {inputs.data_name(data.data)}{split}; -C with {', '.join(types)}, severity "
         f"{args.severity or '1..5'}, {args.draws} draws",

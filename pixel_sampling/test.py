@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, processes
 from pixel_sampling.flags import PLAIN, PROTOCOLS, QUERIES, own_query
 from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.flags import test_args as parse_args
@@ -139,7 +139,7 @@ def main(args):
             FORM,
         )
     for line in lines:
-        runtime.say(
+        processes.say(
             run,
             f"{line['query']:<6} {line['protocol']:<9} "
             + "   ".join(f"{k} {100 * line[k]:5.1f}" for k in COLUMNS if k in line),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, runfiles
+from common import flags, log_folder, runfiles
 from prsnet.flags import fine_tuning
 from prsnet.flags import pretrain_args as parse_args
 
@@ -99,7 +99,7 @@ def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, 
 def probe(run, args, model, store) -> dict:
     """Eq. (1) on un-augmented images under fixed masks, of the network and of drawing the image's mean colour."""
     model, grid, sums, seen = (
-        runtime.bare(model).eval(),
+        log_folder.bare(model).eval(),
         masking.grid_of(args.height, args.width, args.mask_block),
         [0.0, 0.0],
         0,
@@ -122,7 +122,7 @@ def keep_best(run, model, epoch, loss):
     if run.main:
         state = {
             "schema": checkpoints.SCHEMA,
-            "state_dict": runtime.bare(model).state_dict(),
+            "state_dict": log_folder.bare(model).state_dict(),
             "optimizer": {},
             "scheduler": {},
             "scaler": {},
@@ -151,7 +151,7 @@ def main(args):
     data = crops(run, args)
     if leaked := protocols.test_images_among(data.root):
         run.args["test_images_of"] = leaked
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, args.height, args.width, name="person crops")
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))
     model, optimizer, scheduler = build(args, run, steps)
@@ -165,21 +165,21 @@ def main(args):
         erase=0.0,
         channels_last=True,
     )
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler)
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
         loss = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
         keep_best(run, model, epoch + 1, loss)
         stats = {"loss": loss, "lr": scheduler.get_last_lr()[0]}
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
-            runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
+            log_folder.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
         elif run.main:
             records.append_log(run.log_dir / "log.jsonl", {"epoch": epoch + 1, **stats})
     metrics = probe(run, args, model, store) | {
         "loss": loss if first < args.epochs else run.extra["best_loss"],
         "best_loss": run.extra["best_loss"],
     }
-    runtime.say(
+    processes.say(
         run,
         f"hidden blocks: {metrics['masked_mse']:.4f}; the image's mean colour there: {metrics['mean_colour_mse']:.4f}",
     )
@@ -187,8 +187,8 @@ def main(args):
         run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs
     )
     best, told = run.log_dir / "best.pt", f"{run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}"
-    runtime.say(run, f"lowest loss {told}: {best}; result in {path}")
-    runtime.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
+    processes.say(run, f"lowest loss {told}: {best}; result in {path}")
+    processes.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
 
 
 if __name__ == "__main__":

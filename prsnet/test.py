@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags
+from common import flags, log_folder, processes
 from prsnet.flags import test_args as parse_args
 
 if __name__ == "__main__":
@@ -69,7 +69,7 @@ def main(args):
     if args.viz in ("recon", "heat"):
         pixels = pictures(run, args, size)
         draw = draw_reconstructions if args.viz == "recon" else draw_heat_maps
-        runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
+        processes.say(run, draw(out, run, model, pixels, trained, args.seed))
         return
     data = inputs.dataset(run, run.args["dataset"])
     inputs.trained_on(run, data, trained)
@@ -78,14 +78,14 @@ def main(args):
     )
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     if args.export_features and run.main:
-        origin = own_images.origin("prsnet", runtime.bare(model), trained, "bilinear")
+        origin = own_images.origin("prsnet", log_folder.bare(model), trained, "bilinear")
         own_images.export_data(args.export_features, F.normalize(feats), data, origin, FORM)
     if args.viz == "rank":
-        runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
+        processes.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return
     remark = protocols.seen(trained, inputs.data_name(data))
     for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
-        runtime.say(run, f"protocol {name}: {m}{remark}")
+        processes.say(run, f"protocol {name}: {m}{remark}")
 
 
 def pictures(run, args, size) -> torch.Tensor:

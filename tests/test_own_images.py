@@ -17,7 +17,7 @@ from torch import nn
 from aff_scl import test as aff_test
 from aff_scl import train as aff_train
 from aff_scl.model import convert_dsbn
-from common import datasets, images, own_images, runtime, transforms
+from common import datasets, images, log_folder, own_images, runtime, transforms
 from common.datasets import files
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
@@ -75,7 +75,7 @@ def save(project, folder):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     return folder / "checkpoint_0001.pt"
 
 
@@ -247,7 +247,7 @@ def test_networks_that_need_more_than_images_say_so(folders, tmp_path):
     run.log_dir = tmp_path
     model = prsnet_pretrain.build_model(args)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     words = ["--query", folders / "query", "--gallery", folders / "gallery"]
     with pytest.raises(ValueError, match="pre-training checkpoint"):
         go("prsnet", "--weights", tmp_path / "checkpoint_0001.pt", *words)

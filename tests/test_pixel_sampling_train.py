@@ -131,12 +131,12 @@ def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
         if args[1] == 1:
             raise Killed
 
-    original, train.runtime.save = train.runtime.save, stop
+    original, train.log_folder.save = train.log_folder.save, stop
     try:
         with pytest.raises(Killed):
             train.main(arguments)
     finally:
-        train.runtime.save = original
+        train.log_folder.save = original
     result, again = run(data_dir, tmp_path / "cut", "--epochs", 2, "--resume")
     assert again == log and result["metrics"] == whole["metrics"]
     states = [

@@ -29,8 +29,8 @@ def begin(where, resume=None, **flags):
     torch.nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), args["lr"])
     parts = model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    runtime.open_log(run, "market")
-    return run, parts, runtime.resume(run, *parts)
+    log_folder.open_log(run, "market")
+    return run, parts, log_folder.resume(run, *parts)
 
 
 def train(where, resume=None, until=None, **flags):
@@ -38,7 +38,7 @@ def train(where, resume=None, until=None, **flags):
     run, (model, optimizer, scheduler), first = begin(where, resume, **flags)
     for epoch in range(first, until or run.args["epochs"]):
         runtime.step(run, model(torch.ones(1, 2)).square().sum(), [optimizer], runtime.scaler(run), "here")
-        runtime.save(run, epoch + 1, model, optimizer, scheduler, stats={"loss": 1.0})
+        log_folder.save(run, epoch + 1, model, optimizer, scheduler, stats={"loss": 1.0})
     if until is None:
         runtime.record(run, {"mAP": 0.5}, DATA, {}, epoch=run.args["epochs"])
     run.held.close()
@@ -55,7 +55,7 @@ def content(folder):
 def test_the_same_command_again_leaves_a_finished_run_alone_and_says_where_it_is(tmp_path):
     folder = train(tmp_path)
     before = content(tmp_path)
-    with pytest.raises(runtime.Finished) as said:
+    with pytest.raises(log_folder.Finished) as said:
         train(tmp_path)
     result = tmp_path / "results" / "p" / "market" / "row" / "seed0.json"
     for part in (str(folder), "finished after epoch 3", str(result), "--seed", "--logs-dir"):
@@ -92,7 +92,7 @@ def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
     run, parts, _ = begin(tmp_path, "auto")
     run.args["resume"] = None
     with pytest.raises(ValueError, match="unfinished run; add --resume"):
-        runtime.resume(run, *parts, epochs=5)
+        log_folder.resume(run, *parts, epochs=5)
 
 
 def test_a_run_of_other_flags_in_the_same_folder_is_left_alone_with_a_list_of_them(tmp_path):
@@ -107,7 +107,7 @@ def test_resuming_from_an_earlier_file_does_not_train_over_later_epochs(tmp_path
         train(tmp_path, resume=str(folder / "checkpoint_0001.pt"))
     train(tmp_path, resume="auto")
     before = content(folder)
-    with pytest.raises(runtime.Finished):
+    with pytest.raises(log_folder.Finished):
         train(tmp_path, resume=str(folder / "checkpoint_0002.pt"))
     assert content(folder) == before
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from aff_scl import test as aff_scl_test
 from aff_scl import train as aff_scl_train
-from common import datasets, inputs, runfiles, runtime
+from common import datasets, inputs, log_folder, runfiles, runtime
 from convnext_ap import test as convnext_test
 from dapg import test as dapg_test
 from dapg import train as dapg_train
@@ -54,7 +54,7 @@ def regdb_network(folder, data_dir, *flags):
     run.log_dir = folder
     model = agw.TwoStream(6, args.backbone)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     return folder
 
 
@@ -155,7 +155,7 @@ def test_a_number_on_the_labelled_source_says_so_and_one_on_the_target_does_not(
     model = aff_scl_train.build_model(args, 0)
     aff_scl_train.convert_dsbn(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     aff_scl_test.main(
         aff_scl_test.parse_args(["--checkpoint", str(tmp_path), "-d", "market", "--rank-list", "0", "--re-rank"])
     )
