@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 from aff_scl.flags import test_args as parse_args
 from aff_scl.flags import variants
-from common import flags, processes
+from common import flags
 
 if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
@@ -24,7 +24,7 @@ import torch
 
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import checkpoints, inputs, own_images, runtime, transforms, visualize
+from common import checkpoints, inputs, own_images, processes, runtime, transforms, visualize
 
 FORM = "feature behind the neck"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from aff_scl.flags import check_processes, parse_args, variants
-from common import flags, log_folder
+from common import flags
 
 if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
@@ -27,7 +27,19 @@ import torch
 
 from aff_scl import losses
 from aff_scl.model import AFF, Output, convert_dsbn, load_backbone
-from common import batchnorm, datasets, histogram, images, inputs, jaccard, processes, runtime, samplers, transforms
+from common import (
+    batchnorm,
+    datasets,
+    histogram,
+    images,
+    inputs,
+    jaccard,
+    log_folder,
+    processes,
+    runtime,
+    samplers,
+    transforms,
+)
 from common.epoch import Epoch
 from common.processes import gather_rows
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, processes
+from common import flags
 from convnext_ap.flags import test_args as parse_args
 
 if __name__ == "__main__":
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import checkpoints, inputs, own_images, runtime, visualize
+from common import checkpoints, inputs, own_images, processes, runtime, visualize
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant

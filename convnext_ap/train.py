@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, log_folder, runfiles
+from common import flags
 from convnext_ap.flags import parse_args, variants
 
 if __name__ == "__main__":
@@ -24,7 +24,20 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import batchnorm, checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common import (
+    batchnorm,
+    checkpoints,
+    datasets,
+    histogram,
+    images,
+    inputs,
+    log_folder,
+    processes,
+    runfiles,
+    runtime,
+    samplers,
+    transforms,
+)
 from common.epoch import Epoch
 from convnext_ap import losses, schedule
 from convnext_ap.metrics import trapezoid_map

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, processes
+from common import flags
 from dapg.flags import MODALITIES, variants
 from dapg.flags import test_args as parse_args
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import checkpoints, inputs, own_images, runtime
+from common import checkpoints, inputs, own_images, processes, runtime
 from dapg import figures
 from dapg.downstream import agw, protocols
 from dapg.downstream.data import Data

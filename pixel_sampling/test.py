@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, processes
+from common import flags
 from pixel_sampling.flags import PLAIN, PROTOCOLS, QUERIES, own_query
 from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.flags import test_args as parse_args
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from torch.nn.functional import normalize
 
-from common import checkpoints, inputs, own_images, runfiles, runtime
+from common import checkpoints, inputs, own_images, processes, runfiles, runtime
 from pixel_sampling import model
 from pixel_sampling.evaluate import protocol_metrics, without_gallery
 from pixel_sampling.head import HeadStore

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, log_folder
+from common import flags
 from pixel_sampling.flags import CLASSES, PROTOCOLS, parse_args
 
 if __name__ == "__main__":
@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, images, inputs, log_folder, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from pixel_sampling import losses, model, sampling
 from pixel_sampling.evaluate import evaluate, keep_best, possible_protocols, show

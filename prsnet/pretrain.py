@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, log_folder, runfiles
+from common import flags
 from prsnet.flags import fine_tuning
 from prsnet.flags import pretrain_args as parse_args
 
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
+from common import batchnorm, checkpoints, images, inputs, log_folder, processes, records, runfiles, runtime, transforms
 from common.epoch import Epoch
 from prsnet import masking, protocols, sampling
 from prsnet.mae import MAE

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, log_folder, processes
+from common import flags
 from prsnet.flags import test_args as parse_args
 
 if __name__ == "__main__":
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoints, images, inputs, own_images, runtime, transforms, visualize
+from common import checkpoints, images, inputs, log_folder, own_images, processes, runtime, transforms, visualize
 from prsnet import masking, pretrain, protocols, train
 
 FORM = "unit length"  # of protocol image

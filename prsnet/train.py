@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import flags, log_folder
+from common import flags
 from prsnet.flags import train_args as parse_args
 from prsnet.flags import variants, weights_file
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, images, inputs, log_folder, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from prsnet import losses, masking, protocols, sampling
 from prsnet.model import SIZES
