@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from aff_scl.model import AFF
-from common import runtime
+from common import log_folder, processes, runtime
 
 CITED = (("MHN-6 (PCB), cited", 30.36, 24.55, 186.18), ("MGN, cited", 74.38, 11.94, 179.55))  # Table 8, M, G, MB
 PAPER = (26.70, 9.17, 186.26)
@@ -150,11 +150,11 @@ def show(rows):
 def save(args, row):
     """The first row as the result file of args.row; no data set is involved, so its fields are empty."""
     run = runtime.start(args, "aff_scl")
-    runtime.open_log(run, "no-data")
+    log_folder.open_log(run, "no-data")
     data = {"name": "no-data", "kind": "real", "images": 0, "ids": 0, "cams": 0, "digest": ""}
     metrics = {name: value for name, value in row._asdict().items() if name not in ("name", "height", "width")}
     protocol = {"counting": "torchstat's rules; exact_* in full", "height": row.height, "width": row.width}
-    runtime.say(run, f"result: {runtime.record(run, metrics, data, protocol)}")
+    processes.say(run, f"result: {runtime.record(run, metrics, data, protocol)}")
 
 
 def main(args):

@@ -33,26 +33,24 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
     add("--source", help="labelled source data set of --mode uda")
     add("--source-synthetic", choices=flags.SYNTHETIC, help="rendered people as the source of a real target")
-    add("--height", type=int, default=256, help="pixels")
-    add("--width", type=int, default=128, help="pixels")
+    flags.add_size(add)
     add = parser.add_argument_group("method").add_argument
-    add("--mode", choices=["usl", "uda", "sup"], default="usl", help="Table 2; Table 3; supervised, Table 7")
+    flags.choice(add, "--mode", "usl uda sup", "Table 2; Table 3; supervised, Table 7")
     add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="ResNet; + global; + local branch; both")
     add("--backbone", choices=flags.BACKBONES, default="resnet50", help="torchvision's; resnet18 for small machines")
-    add("--cam", choices=["split", "se"], default="split", help="split attention (fits Table 8), or Eqs. (5)-(6)")
-    add("--neck", choices=["bn", "none"], default="bn", help="BNNeck after pooling")
-    add("--loss", choices=["scl", "mean", "hard", "ce_tri"], default="scl", help="Table 4: total; one term; baseline")
+    flags.choice(add, "--cam", "split se", "split attention (fits Table 8), or Eqs. (5)-(6)")
+    flags.choice(add, "--neck", "bn none", "BNNeck after pooling")
+    flags.choice(add, "--loss", "scl mean hard ce_tri", "Table 4: total; one term; baseline")
     add("--lambda1", type=float, default=0.75, help="weight of the hard-sample loss, Eq. (8)")
     add("--lambda2", type=float, default=0.25, help="weight of the mean-feature loss, Eq. (8)")
-    add("--lb", choices=["logits", "logits_pos", "memory", "none"], default="logits", help="balance loss, Eq. (14)")
+    flags.choice(add, "--lb", "logits logits_pos memory none", "balance loss, Eq. (14)")
     add("--tau", type=float, default=0.05, help="temperature, Eqs. (7)-(11); paper silent")
     add("--eps", type=float, help="DBSCAN radius in (0, 1) (default: 0.70 for duke, else 0.65; Figure 4)")
     add("--k1", type=int, default=30, help="neighbours of the Jaccard distance, sec. 4.2")
     add("--bn-groups", type=int, help="parts of a batch with BN statistics of their own (default: 2 GPUs; sup: 1)")
     add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare switches: " + ", ".join(VARIANTS))
     add = parser.add_argument_group("optimiser").add_argument
-    add("-b", "--batch-size", type=int, help="images a step over all processes (default: 128; sup: 64)")
-    add("--num-instances", type=int, help="images of an identity in a batch, K (default: 8; sup: 4)")
+    flags.add_batch(add, None, None, " (default: 128; sup: 64)", " (default: 8; sup: 4)")
     add("--epochs", type=int, help="default: 60; sup: 120")
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
     add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
@@ -171,20 +169,35 @@ def complexity_args(argv: list[str] | None = None) -> Namespace:
     """The flags of aff_scl/complexity.py."""
     parser = ArgumentParser(prog="aff_scl/complexity.py", description="Table 8: size and cost of AFF.",
                                      allow_abbrev=False)  # fmt: skip
-    network = parser.add_argument_group("network")
-    network.add_argument("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
-    network.add_argument("--backbone", choices=flags.BACKBONES, default="resnet50")
-    network.add_argument("--cam", choices=["split", "se"], default="split", help="form of the local attention")
-    network.add_argument("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
-    network.add_argument("--gate", choices=["sigmoid", "softmax"], default="sigmoid", help="with --cam split")
-    network.add_argument("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
-    network.add_argument("--post", choices=["bn", "relu", "none"], default="bn", help="layer after the local branch")
-    network.add_argument("--swap", action="store_true", help="SE for global, CASAM for local")
-    network.add_argument("--height", type=int, default=384, help="pixels; paper silent, 384x192 gives Table 8")
-    network.add_argument("--width", type=int, default=192)
-    network.add_argument("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
+    add = parser.add_argument_group("network").add_argument
+    add("--arch", choices=["base", "g", "l", "aff"], default="aff", help="the parts of Table 7")
+    add("--backbone", choices=flags.BACKBONES, default="resnet50")
+    flags.choice(add, "--cam", "split se", "form of the local attention")
+    add("--cam-reduction", type=int, default=16, help="channels / hidden width, with --cam se")
+    flags.choice(add, "--gate", "sigmoid softmax", "with --cam split")
+    add("--casam-reduction", type=int, default=256, help="channels / hidden width of CASAM")
+    flags.choice(add, "--post", "bn relu none", "layer after the local branch")
+    add("--swap", action="store_true", help="SE for global, CASAM for local")
+    flags.add_size(add, 384, 192, "; paper silent, 384 x 192 gives Table 8")
+    add("--json", action="store_true", help="print a JSON list of unrounded rows instead of the table")
     flags.add_run_flags(parser)
     return flags.parse(parser, "aff_scl", argv)
 
 
-PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of aff_scl/test.py."""
+    parser = flags.test_parser(
+        "aff_scl/test.py", "Evaluate a checkpoint; data and size default to those it was trained with."
+    )
+    add = parser.add_argument
+    add("-d", "--dataset", help="market, duke, msmt17, cuhk03")
+    add("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
+    add("--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)")
+    add("--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1")
+    add("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
+    add("--out", help="folder for the pictures (default: beside the checkpoint)")
+    add("-b", "--batch-size", type=int, default=128)
+    return flags.parse_test(parser, argv)
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args, "complexity.py": complexity_args}

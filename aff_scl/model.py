@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common import resnet, weights
 from common.flags import BACKBONES
-from common.losses import wide
+from common.losses import full_precision, wide
 
 COPY = re.compile(r"\.copies\.(\d+)")  # of a DomainBatchNorm, in the names of its tensors
 
@@ -25,12 +25,6 @@ class Output(NamedTuple):
     feat: Tensor  # (B, D) unit rows
     pooled: Tensor  # (B, D) before the neck, for the triplet loss
     logits: Tensor | None  # (B, num_classes); None only without a classifier
-
-
-def full_precision(x):
-    """A context in which autocast does not touch operations on x's device."""
-    device = x.device.type if x.device.type != "meta" else "cpu"
-    return torch.autocast(device, enabled=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ attention

@@ -7,45 +7,26 @@ python aff_scl/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR 
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from aff_scl.flags import test_args as parse_args
+from aff_scl.flags import variants
+from common import flags
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
-from aff_scl.flags import variants
 from aff_scl.model import AFF, convert_dsbn
 from aff_scl.train import build_model
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, transforms, visualize
+from common import checkpoints, inputs, own_images, processes, runtime, transforms, visualize
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="aff_scl/test.py",
-        description="Evaluate a checkpoint; data and size default to those it was trained with.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
-    )
-    parser.add_argument("-d", "--dataset", help="market, duke, msmt17, cuhk03")
-    parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
-    parser.add_argument(
-        "--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)"
-    )
-    parser.add_argument(
-        "--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1"
-    )
-    parser.add_argument("--against", help="second checkpoint for --heat-maps, e.g. of --arch base")
-    parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    runtime.add_test_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
+FORM = "feature behind the neck"
 
 
 def load_network(path: str) -> tuple[AFF, dict, Path]:
@@ -53,10 +34,7 @@ def load_network(path: str) -> tuple[AFF, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "arch"):
         raise ValueError(f"{file} is no checkpoint of aff_scl (it was trained with other flags)")
@@ -91,27 +69,9 @@ def network_maps(model: AFF, batch: torch.Tensor) -> torch.Tensor:
 def main(args):
     model, trained, file = load_network(args.checkpoint)
     if own_images.wanted(args):
-        size = trained["height"], trained["width"]
-        return own_images.run(args, own_images.Descriptor(model), size, Path(args.out or file.parent))
-    chosen = {
-        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
-        for k in ("dataset", "data_dir", "synthetic")
-    }
-    chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    run = runtime.start(
-        Namespace(
-            **{
-                **trained,
-                **chosen,
-                "workers": args.workers,
-                "cache": args.cache,
-                "cache_dir": args.cache_dir,
-                "amp": args.amp,
-                "compile": False,
-            }
-        ),
-        "aff_scl",
-    )
+        origin = own_images.origin("aff_scl", model, trained)
+        return own_images.run(args, own_images.Descriptor(model, FORM), origin, Path(args.out or file.parent))
+    run = runtime.start(flags.of_test(args, trained), "aff_scl")
     data = inputs.dataset(run, run.args["dataset"])
     remark = check_unseen(run, data, trained)
     store = inputs.open_images(
@@ -121,29 +81,22 @@ def main(args):
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     metrics = inputs.rank_metrics(data, feats)
     out, name = Path(args.out or file.parent), f"{file.name} on {inputs.data_name(data)}{remark}"
-    report(run, name, metrics)
-    q = len(data.query)
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
+    processes.say(run, f"{name}: {metrics}")
     if args.re_rank:
-        report(
-            run,
-            f"{name}, after re-ranking",
-            evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *ids),
-        )
+        processes.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats)}")
     if not run.main:
         return
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
+        own_images.export_data(args.export_features, feats, data, own_images.origin("aff_scl", model, trained), FORM)
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {file.stem: metrics.cmc}, mAP={file.stem: metrics.mAP}))
-    shown = np.random.default_rng(0).permutation(q)
+    shown = np.random.default_rng(0).permutation(len(data.query))
     if args.rank_list:
-        print("rank list:", draw_rank_list(out / "rank_list.png", data, feats, shown[: args.rank_list], ids))
+        sheet, title = out / "rank_list.png", "query and its ten nearest images"
+        print("rank list:", visualize.data_rank_list(sheet, data, feats, shown[: args.rank_list], title=title))
     if args.heat_maps:
-        print(
-            "heat maps:",
-            draw_heat_maps(out / "heat_maps.png", run, model, args.against, store, shown[: args.heat_maps]),
-        )
+        sheet, chosen = out / "heat_maps.png", shown[: args.heat_maps]
+        print("heat maps:", draw_heat_maps(sheet, run, model, args.against, store, chosen))
 
 
 def check_unseen(run, data, trained: dict) -> str:
@@ -154,35 +107,6 @@ def check_unseen(run, data, trained: dict) -> str:
     if trained["source"] and inputs.trained_on(run, data, source):
         return ", whose labels were the source of the training"
     return ""
-
-
-def report(run, name, m):
-    runtime.say(
-        run,
-        f"{name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-        f"rank-10 {100 * m.rank(10):.1f}, "
-        f"mINP {100 * m.mINP:.1f} ({m.num_valid} queries)",
-    )
-
-
-def draw_rank_list(path, data, feats, shown, ids):
-    """Queries with their ten nearest valid gallery images, right ones framed green; returns the path."""
-    q = len(data.query)
-    dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
-    pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
-    indices, matches, values = visualize.top_matches(
-        dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=10
-    )
-    gallery = [s.path for s in data.gallery]
-    return visualize.rank_list(
-        path,
-        [data.query[i].path for i in shown],
-        gallery,
-        indices,
-        matches,
-        values,
-        title="query and its ten nearest images",
-    )
 
 
 def draw_heat_maps(path, run, model, against, store, shown):
@@ -204,5 +128,4 @@ def draw_heat_maps(path, run, model, against, store, shown):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -27,7 +27,19 @@ import torch
 
 from aff_scl import losses
 from aff_scl.model import AFF, Output, convert_dsbn, load_backbone
-from common import batchnorm, datasets, histogram, images, inputs, jaccard, processes, runtime, samplers, transforms
+from common import (
+    batchnorm,
+    datasets,
+    histogram,
+    images,
+    inputs,
+    jaccard,
+    log_folder,
+    processes,
+    runtime,
+    samplers,
+    transforms,
+)
 from common.epoch import Epoch
 from common.processes import gather_rows
 
@@ -220,7 +232,7 @@ def labelled_epoch(run, model, optimizers, grad_scaler, epoch, label_smoothing=0
 def baseline_epoch(run, args, model, optimizer, grad_scaler, number, target, labels, means):
     """Table 4, first row: cross-entropy on a fresh classifier, its rows the unit cluster means (C, D), and triplet."""
     batches, steps, _ = identity_batches(run, args, target, labels, number, args.seed)
-    network, rate = runtime.bare(model), optimizer.param_groups[0]["lr"]
+    network, rate = log_folder.bare(model), optimizer.param_groups[0]["lr"]
     network.set_classifier(means)
     forward = network.classifier.forward  # the classes differ from epoch to epoch: a compiled one would be made anew
     network.classifier.forward = torch.compiler.disable(forward)
@@ -253,7 +265,7 @@ def named(m) -> dict:
 
 def show(run, name, metrics):
     values = "   ".join(f"{key} {100 * metrics[key]:5.1f}" for key in ("mAP", "rank1", "rank10"))
-    runtime.say(run, f"{name:<18} {values}")
+    processes.say(run, f"{name:<18} {values}")
 
 
 def training_set(run, args, name, synthetic):
@@ -274,14 +286,14 @@ def main(args):
             f"{data.root} is {data.kind}, its source {source.data.root} is {source.data.kind}; rendered "
             "people beside a real target are asked for with --source-synthetic"
         )
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     test_store = inputs.open_images(run, data.query + data.gallery, args.height, args.width, name=f"{data.name} test")
     network = build(args, run, int(target.labels.max()) + 1 if args.mode == "sup" else 0)
     if args.weights == "none":
         calibrate(run, network, target.store)
     model, optimizer, scheduler = optimised(args, run, network)
     grad_scaler = runtime.scaler(run)
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler)
     if "before" not in run.extra:
         run.extra["before"] = evaluate(run, model, data, test_store)
         if data.kind == "synthetic":
@@ -297,7 +309,7 @@ def main(args):
             feats = inputs.extract(run, model, target.store)  # (N, D) unit rows, in the order of the images
             labels, found = cluster(feats, args, run)  # (N,) pseudo labels, -1 = outlier; sec. 3.2
             text = f"{found['clusters']} clusters, {found['outliers']} outliers of {len(labels)}"
-            runtime.say(run, f"epoch {epoch + 1}: {text}")
+            processes.say(run, f"epoch {epoch + 1}: {text}")
             memory = new_memory(args, feats, labels)  # means and hard samples of the clusters; Figure 2 right
             training = run, args, model, optimizer, grad_scaler, epoch
             if args.loss == "ce_tri":
@@ -314,12 +326,12 @@ def main(args):
             run.extra["best_mAP"] = max(run.extra["last"]["mAP"], run.extra.get("best_mAP", 0.0))
             show(run, f"after epoch {epoch + 1}", run.extra["last"])
             stats.update(run.extra["last"])
-        runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
     metrics = dict(run.extra["last"])
     for part in ("before", "histogram"):
         metrics.update({f"{part}.{name}": value for name, value in run.extra.get(part, {}).items()})
     path = runtime.record(run, metrics, inputs.describe(data), inputs.MARKET_PROTOCOL, epoch=args.epochs)
-    runtime.say(run, f"best mAP on the way {100 * run.extra['best_mAP']:.1f} (not reported); result in {path}")
+    processes.say(run, f"best mAP on the way {100 * run.extra['best_mAP']:.1f} (not reported); result in {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.runfiles import OWN, epoch_of, listed, newest, remove_temporary, replace  # noqa: F401 some are re-exported
+from common import runfiles
+from common.runfiles import OWN, epoch_of, listed, replace
 
 SCHEMA = 1
 KEYS = {"schema", "state_dict", "optimizer", "scheduler", "scaler", "epoch", "args", "extra", "wall_s"}
@@ -49,6 +50,12 @@ def read(path: Path) -> dict:
     if state["schema"] != SCHEMA:
         raise ValueError(f"{path} has checkpoint schema {state['schema']}, this code reads {SCHEMA}")
     return state
+
+
+def read_newest(path: Path | str) -> tuple[Path, dict]:
+    """The checkpoint file that a user names, or the newest of a log folder, and its content. Raises: as `read`."""
+    file = runfiles.checkpoint(path)
+    return file, read(file)
 
 
 def load(path: Path | str, name: str = "", remedy: str = ""):

@@ -5,6 +5,7 @@ TF32 or autocast setting is active outside, the products here are full fp32.
 """
 
 import contextlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ CPU_COLUMNS = 3072  # of one matrix product: faster than wider ones on the CPU, 
 Array = torch.Tensor | np.ndarray
 
 
-def features(x: Array, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def features(x: Array, name: str, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """`x` as a float32 tensor (N, D) on its device, sharing its memory if it is float32 already, and ||x||^2 (N,).
 
-    Raises: ValueError naming the input if it is not 2-D, or holds NaN or Inf (how many rows, and the first).
+    Raises: ValueError naming the input if it is not 2-D, or holds NaN or Inf (how many rows, and the first, counted
+        from `first`).
     """
     x = torch.as_tensor(x).detach()
     if x.ndim != 2:
@@ -28,7 +30,9 @@ def features(x: Array, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     finite = norms.isfinite()
     if not bool(finite.all()):
         rows = (~finite).nonzero()[:, 0]
-        raise ValueError(f"{name}: NaN, Inf or overflow in {len(rows)} of {len(x)} rows, first row {int(rows[0])}")
+        raise ValueError(
+            f"{name}: NaN, Inf or overflow in {len(rows)} of {len(x)} rows, first row {first + int(rows[0])}"
+        )
     return x, norms
 
 
@@ -132,17 +136,42 @@ def knn(
     which of the equals at rank k is kept is arbitrary. Memory: one block of `chunk` x M distances beside the result.
     Raises: ValueError unless 1 <= k <= M, and as `pairwise`.
     """
-    x_, x_norms = features(x, "x")
-    y_, y_norms = (x_, x_norms) if y is None else features(y, "y")
-    _same_width(x_, y_)
-    if not 1 <= k <= len(y_):
-        raise ValueError(f"k: expected 1 <= k <= {len(y_)} (rows searched), got {k}")
+    if y is not None:
+        y = torch.as_tensor(y)
+        if not 1 <= k <= len(y):
+            raise ValueError(f"k: expected 1 <= k <= {len(y)} (rows searched), got {k}")
+        return nearest(x, [y], k, metric, chunk)
+    x_, norms = features(x, "x")
+    if not 1 <= k <= len(x_):
+        raise ValueError(f"k: expected 1 <= k <= {len(x_)} (rows searched), got {k}")
     with fp32(x_.device):
-        x_terms, y_terms = column_terms(x_norms, metric), column_terms(y_norms, metric)
-        if y is None:
-            indices, dist, _ = self_neighbours(x_, x_terms, k, metric, chunk)
-        else:
-            indices, dist = _cross_neighbours(x_, y_, x_terms, y_terms, k, metric, chunk)
+        indices, dist, _ = self_neighbours(x_, column_terms(norms, metric), k, metric, chunk)
+    return like(indices, x), like(dist, x)
+
+
+def nearest(
+    x: Array, blocks: Iterable[Array], k: int, metric: str = "euclidean", chunk: int | None = None, name: str = "y"
+) -> tuple[Array, Array]:
+    """`knn` among rows that come in blocks (b, D) on x's device, numbered in the order in which they come.
+
+    Memory: a block of `chunk` x b distances beside the result and what comes; never all rows at once.
+    Raises: ValueError as `knn`, also for fewer than k rows; `name` says in it what the blocks are.
+    """
+    x_, x_norms = features(x, "x")
+    found, rows_seen = _Nearest(len(x_), k, x_.device), 0
+    for y in blocks:  # outside fp32: what computes a block keeps its own settings
+        y_, y_norms = features(y, name, rows_seen)
+        _same_width(x_, y_)
+        with fp32(x_.device):
+            y_terms, rows = column_terms(y_norms, metric), rows_per_block(len(y_), chunk)
+            for start in range(0, len(x_), rows):
+                part = slice(start, start + rows)
+                found.feed(part, block(x_[part], y_, y_terms, metric), rows_seen, dim=1)
+        rows_seen += len(y_)
+    if not 1 <= k <= rows_seen:
+        raise ValueError(f"k: expected 1 <= k <= {rows_seen} (rows searched), got {k}")
+    with fp32(x_.device):
+        indices, dist = _sorted_rows(found.indices, finish(found.dist, column_terms(x_norms, metric), metric))
     return like(indices, x), like(dist, x)
 
 
@@ -151,17 +180,6 @@ def _sorted_rows(indices: torch.Tensor, dist: torch.Tensor) -> tuple[torch.Tenso
     indices, order = indices.sort(dim=1)
     dist, rank = dist.gather(1, order).sort(dim=1, stable=True)
     return indices.gather(1, rank), dist
-
-
-def _cross_neighbours(x, y, x_terms, y_terms, k, metric, chunk):
-    indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    dist = torch.empty(len(x), k, device=x.device)
-    rows = rows_per_block(len(y), chunk)
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        near, where = block(x[part], y, y_terms, metric).topk(k, dim=1, largest=False, sorted=False)
-        indices[part], dist[part] = _sorted_rows(where, finish(near, x_terms[part], metric))
-    return indices, dist
 
 
 class _Nearest:
@@ -190,7 +208,7 @@ def self_neighbours(
     Only blocks on and above the diagonal are multiplied; each serves its rows and, transposed, its columns.
     """
     n = len(x)
-    nearest = _Nearest(n, k, x.device)
+    found = _Nearest(n, k, x.device)
     far = torch.zeros(n, device=x.device) if farthest else None
     rows = rows_per_block(n, chunk)
     for start in range(0, n, rows):
@@ -201,10 +219,10 @@ def self_neighbours(
             far[part] = torch.maximum(far[part], dist.amax(1))
             far[start:] = torch.maximum(far[start:], dist.amax(0))
         dist.diagonal().fill_(-torch.inf)  # self first, also among duplicates
-        nearest.feed(part, dist, start, dim=1)
+        found.feed(part, dist, start, dim=1)
         if stop < n:
-            nearest.feed(later, dist[:, stop - start :], start, dim=0)
-    indices, dist = _sorted_rows(nearest.indices, nearest.dist)
+            found.feed(later, dist[:, stop - start :], start, dim=0)
+    indices, dist = _sorted_rows(found.indices, found.dist)
     dist.clamp_(min=0)
     if metric == "euclidean":
         dist.sqrt_()

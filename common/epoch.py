@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import processes, runtime
+from common import log_folder, processes, runtime
 
 
 class Epoch:
@@ -58,7 +58,7 @@ class Epoch:
         """
         if self.step == 0:
             raise ValueError(f"epoch {self.number + 1} has no batch; lower --batch-size or raise --iters")
-        processes.sync_buffers(self.run, runtime.bare(model))
+        processes.sync_buffers(self.run, log_folder.bare(model))
         sums = torch.stack([value.float() for value in self.totals.values()])
         counts = torch.stack([torch.as_tensor(count, device=sums.device).float() for count in self.counts.values()])
         sums, counts = processes.gather(self.run, torch.stack([sums, counts])[None]).double().mean(0)
@@ -68,5 +68,5 @@ class Epoch:
             means["skipped"] = self.run.skipped[0].item()
             text += f", {means['skipped']:.0f} steps skipped (fp16)" * bool(means["skipped"])
         rate = self.images * self.run.world_size / (time.time() - self.began)
-        runtime.say(self.run, f"epoch {self.number + 1}{f' ({note})' if note else ''}: {text}; {rate:.0f} images/s")
+        processes.say(self.run, f"epoch {self.number + 1}{f' ({note})' if note else ''}: {text}; {rate:.0f} images/s")
         return means

@@ -30,6 +30,10 @@ class RankMetrics:
     ap: np.ndarray
     num_valid: int
 
+    def __str__(self) -> str:
+        ranks = ", ".join(f"rank-{k} {100 * self.rank(k):.1f}" for k in (1, 5, 10))
+        return f"mAP {100 * self.mAP:.1f}, {ranks}, mINP {100 * self.mINP:.1f} ({self.num_valid} queries)"
+
     def rank(self, k: int) -> float:
         """Share of valid queries with a match among their k first."""
         if not 1 <= k <= len(self.cmc):

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from common import commandline, datasets, records
+from common import commandline, datasets, records, runfiles
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = "runs"  # folder of the repository for the result files of a user, beside the recorded ones in results
@@ -59,20 +59,100 @@ def add_test_flags(parser: ArgumentParser) -> None:
     data.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
 
 
+def choice(add: Callable, name: str, words: str, text: str | None = None) -> None:
+    """A flag that takes one of the words, the first where it is left out, by a group's add_argument."""
+    add(name, choices=words.split(), default=words.split()[0], help=text)
+
+
+def add_size(add: Callable, height: int | None = 256, width: int | None = 128, note: str = "") -> None:
+    """--height and --width of the network's images, by a group's add_argument; `note` goes behind their help."""
+    for name, value in (("height", height), ("width", width)):
+        add(f"--{name}", type=int, default=value, help=f"pixels{note}")
+
+
+def add_batch(add: Callable, size: int | None, instances: int | None, note: str = "", instances_note: str = "") -> None:
+    """--batch-size and --num-instances of a P x K batch, by a group's add_argument; the notes go behind their help."""
+    add("-b", "--batch-size", type=int, default=size, help=f"images a step over all processes{note}")
+    add("--num-instances", type=int, default=instances, help=f"images of an identity in a batch, K{instances_note}")
+
+
+def test_parser(
+    script: str,
+    description: str,
+    needs_checkpoint: bool = True,
+    query: str = "folder of images, or one image, to look for in the gallery",
+) -> ArgumentParser:
+    """The parser of a test.py with its --checkpoint, also called --weights, the flags of every test.py and those for
+    one's own images (`own_images`); a project adds its own and calls `parse_test`. `query` is the help of --query.
+    """
+    parser = ArgumentParser(prog=script, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--checkpoint", "--weights", required=needs_checkpoint, help="a file, or a log folder (its newest checkpoint)"
+    )
+    add_test_flags(parser)
+    group = parser.add_argument_group("your own images", "folders of images, searched in depth; no data set is needed")
+    group.add_argument("--query", metavar="PATH", help=query)
+    group.add_argument("--gallery", metavar="PATH", help="folder of images to rank for each query")
+    group.add_argument("--gallery-features", metavar="PATH", help="a gallery that --export-features described before")
+    group.add_argument("--top", type=int, default=100, metavar="N", help="ranks a query in ranking.csv; 0: all")
+    group.add_argument(
+        "--export-features", metavar="PATH", help="write PATH/features.npy, .jsonl, .json, or PATH if it ends in .npy"
+    )
+    group.add_argument("--export", metavar="FILE.pt2", help="write the network as a program for torch.export.load")
+    return parser
+
+
+def parse_test(parser: ArgumentParser, argv: list[str] | None = None, folder: Callable | None = None) -> Namespace:
+    """Parse argv of a test.py or of a script that draws figures; a data set has its canonical name from here on.
+
+    folder(args): the folder that --query names, where the flag has other meanings too.
+    """
+    args = parser.parse_args(commandline.words(argv))
+    try:
+        if getattr(args, "dataset", None):
+            args.dataset = datasets.canonical(args.dataset)
+        own = vars(args) | ({"query": folder(args)} if folder else {})
+    except ValueError as error:
+        parser.error(str(error))
+    if "gallery" in own:
+        check_own_images(parser, Namespace(**own))
+    return args
+
+
+def of_test(args: Namespace, trained: dict, *more: str) -> Namespace:
+    """The flags `trained` of a checkpoint's training, with the data and the execution that those of a test.py name
+    instead; `more`: further flags that win where they are given.
+    """
+    given = {key: getattr(args, key, None) for key in ("dataset", "data_dir", "synthetic", *more)}
+    given = {key: value for key, value in given.items() if value is not None}
+    here = {key: getattr(args, key) for key in ("workers", "cache", "cache_dir", "amp")}
+    return Namespace(**{**trained, **given, **here, **({"synthetic": None} if args.real else {}), "compile": False})
+
+
+def check_own_images(parser: ArgumentParser, args: Namespace) -> None:
+    """End the process with one sentence for flags for one's own images that do not fit together."""
+    described = args.gallery_features
+    wrong = {
+        "--gallery and --gallery-features name two galleries; give one": args.gallery and described,
+        "--query PATH needs --gallery PATH or --gallery-features PATH": args.query and not (args.gallery or described),
+        "--gallery-features PATH needs --query PATH": described and not args.query,
+        "--export-features describes --gallery, and that of --gallery-features is described; leave one out": (
+            described and args.export_features
+        ),
+        "--gallery PATH needs --query PATH, or --export-features PATH to describe one folder": (
+            args.gallery and not (args.query or args.export_features)
+        ),
+        f"--export {args.export}: the name must end in .pt2": args.export and not args.export.endswith(".pt2"),
+        f"--top must be at least 0, not {args.top}": args.top < 0,
+    }
+    for message in (message for message, holds in wrong.items() if holds):
+        parser.error(message)
+
+
 # These may differ between the lives of one run; every other flag is part of the method.
-RUN_FLAGS = {
-    "data_dir",
-    "cache",
-    "cache_dir",
-    "workers",
-    "eval_period",
-    "row",
-    "logs_dir",
-    "results_dir",
-    "resume",
-    "compile",
-    "deterministic",
-}
+RUN_FLAGS = set(
+    "data_dir cache cache_dir workers eval_period row logs_dir results_dir resume compile deterministic".split()
+)
 
 
 PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files
@@ -191,31 +271,38 @@ def parse(
         args = completed((of_row(name) if name else []) + argv)
     except ValueError as error:
         parser.error(str(error))
-    own = {key: of_row(key) for key, row in rows.items() if row.get("script", "train.py") == script}
-    args.row = _row_of(completed, args, own)
+    own = [key for key, row in rows.items() if row.get("script", "train.py") == script]
+    args.row = _row_of(args, own, lambda name: completed(of_row(name)))
     return args
 
 
 def answer(parse_args: Callable[[], Namespace]) -> Namespace:
     """The flags of this command, before torch is loaded: help, wrong flags and missing data are said at once.
 
-    Exits with status 1 and one sentence where a real data set that the flags name does not lie under --data-dir.
+    Exits with status 1 and one sentence where a checkpoint that the flags name is not there, or a real data set does
+    not lie under --data-dir.
     """
     args = parse_args()
     try:
+        checkpoints = getattr(args, "checkpoint", None) or []
+        for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
+            runfiles.checkpoint(path)
+        if (gallery := getattr(args, "gallery", None)) and not Path(gallery).exists():
+            raise FileNotFoundError(f"--gallery {gallery}: no such folder or image")
         for name, size in (("dataset", "synthetic"), ("source", "source_synthetic")):
             given = getattr(args, name, None)
-            if given in datasets.NAMES and not (getattr(args, size, None) or args.synthetic):
+            rendered = getattr(args, size, None) or getattr(args, "synthetic", None) or not getattr(args, "real", True)
+            if given in datasets.NAMES and args.data_dir and not rendered:
                 datasets.expect(given, args.data_dir)
     except (FileNotFoundError, OSError) as error:
         sys.exit(f"error: {error}")
     return args
 
 
-def _row_of(completed, args, rows: dict[str, list[str]]) -> str:
+def _row_of(args: Namespace, rows: list[str], args_of: Callable[[str], Namespace]) -> str:
     """The row whose method flags are those of args, --row's first, so that no row's result comes from other flags."""
     wanted = method_flags(vars(args))
     for name in sorted(rows, key=lambda name: name != args.row):
-        if method_flags(vars(completed(rows[name]))) == wanted:
+        if method_flags(vars(args_of(name))) == wanted:
             return name
     return f"custom-{records.digest(wanted)}"

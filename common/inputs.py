@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common import datasets, evaluation, images, processes, runtime, synthetic
+from common import datasets, evaluation, images, log_folder, processes, synthetic
 from common.datasets import base
 from common.runtime import Run
 
@@ -25,7 +25,7 @@ def dataset(run: Run, name: str, **options) -> datasets.Dataset:
         if size:
             synthetic.write(name, folder, size=size, workers=run.args["workers"])
         data = datasets.load(name, str(folder), **options)
-    runtime.say(run, data.statistics())
+    processes.say(run, data.statistics())
     return data
 
 
@@ -141,7 +141,7 @@ def extract(
 ) -> torch.Tensor:
     """Eval-mode features (N, D) of a store on every rank; see evaluation.extract."""
     return evaluation.extract(
-        runtime.bare(model),
+        log_folder.bare(model),
         store,
         device=run.device,
         batch_size=batch_size,
@@ -156,5 +156,17 @@ def extract(
 def rank_metrics(data: datasets.Dataset, feats: torch.Tensor, metric: str = "euclidean") -> evaluation.RankMetrics:
     """Market-rule metrics of features (Q + G, D) in the order of data.query + data.gallery."""
     q = len(data.query)
-    fields = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
-    return evaluation.rank_metrics(feats[:q], feats[q:], *fields, metric=metric)
+    return evaluation.rank_metrics(feats[:q], feats[q:], *_ids(data), metric=metric)
+
+
+def re_ranked(data: datasets.Dataset, feats: torch.Tensor) -> evaluation.RankMetrics:
+    """`rank_metrics` after k-reciprocal re-ranking, which no paper here uses."""
+    from common import jaccard  # with scipy, which trainings need not load
+
+    q = len(data.query)
+    return evaluation.rank_metrics_from_distances(jaccard.re_rank(feats[:q], feats[q:]), *_ids(data))
+
+
+def _ids(data: datasets.Dataset) -> list[list[int]]:
+    """pids of query and gallery, then their camids."""
+    return [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoints, devices, locks, processes, records
+from common import checkpoints, devices, locks, processes, records, runfiles
 from common.flags import RUN_FLAGS, compared
 from common.processes import say
 
@@ -58,7 +58,7 @@ def claim(run) -> None:
                 f"another command is training this run ({error}); wait for it, or give another --logs-dir or --seed"
             ) from error
         if alone:
-            checkpoints.remove_temporary(run.log_dir)
+            runfiles.remove_temporary(run.log_dir)
     _claimed[:] = [run.log_dir]
 
 
@@ -88,12 +88,12 @@ def resume(run, model, optimizer, scheduler, grad_scaler=None, epochs: int | Non
     Raises: ValueError for an unreadable checkpoint, other method flags, or a log folder that holds more than this
         command would start from; Finished if it holds the whole training and its result.
     """
-    newest, wanted = checkpoints.newest(run.log_dir), run.args["resume"]
+    newest, wanted = runfiles.newest(run.log_dir), run.args["resume"]
     path = newest if wanted == "auto" else Path(wanted) if wanted else None
     state = checkpoints.read(path) if path is not None else None
     if state is not None:
         _same_method(run, state["args"], path)
-    if newest is not None and checkpoints.epoch_of(newest) > (state["epoch"] if state else 0):
+    if newest is not None and runfiles.epoch_of(newest) > (state["epoch"] if state else 0):
         _leave_alone(run, newest, path, epochs or run.args["epochs"])
     processes.barrier(run)  # nobody still looks at the old files
     claim(run)

@@ -10,6 +10,11 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def full_precision(x: Tensor):
+    """A context in which autocast leaves operations on x's device alone."""
+    return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
+
+
 def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:
     """Batch-hard triplet loss: the farthest positive and the nearest negative of every anchor, mean over the anchors.
 
@@ -24,7 +29,7 @@ def batch_hard_triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3
     """
     if feats.ndim != 2 or labels.shape != feats.shape[:1]:
         raise ValueError(f"expected feats (B, D) and labels (B,), got {tuple(feats.shape)} and {tuple(labels.shape)}")
-    with torch.autocast(feats.device.type, enabled=False):
+    with full_precision(feats):
         feats = wide(feats)
         same = labels[:, None] == labels[None, :]  # (B, B)
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)

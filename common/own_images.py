@@ -3,27 +3,30 @@
 A project's test.py gives a `Descriptor`, whose Euclidean distance is the project's ranking, and calls `run`:
 
     python aff_scl/test.py --weights W --query DIR --gallery DIR --out DIR     # ranking.csv, ranking.png
-    python aff_scl/test.py --weights W --gallery DIR --export-features DIR     # features.npy, features.jsonl
+    python aff_scl/test.py --weights W --gallery DIR --export-features DIR     # features.npy, .jsonl, .json
+    python aff_scl/test.py --weights W --query DIR --gallery-features DIR      # the same lists from these features
     python aff_scl/test.py --weights W --export trunk.pt2                      # a program for torch.export.load
 
-Every file is written under a temporary name and renamed, after all images were read.
+Every file is written under a temporary name and renamed, after all images were read. A gallery is described and
+searched `feature_files.ROWS` images at a time, so no number of images needs more memory than that (`rank`).
 """
 
 import csv
+import hashlib
 import io
-import json
 import os
 import re
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import devices, distances, evaluation, images, transforms, visualize
+from common import devices, distances, evaluation, feature_files, images, records, transforms, visualize
 from common.datasets import files
+from common.flags import method_flags
 from common.runfiles import replace
 
 RANKING = ("ranking.csv", "ranking.png")
@@ -34,12 +37,14 @@ TOLERANCE = 1e-4  # between a network and its exported program
 
 class Descriptor(nn.Module):
     """Normalised images (B, 3, H, W) -> features (B, D): `after` of the network's output, or, with `flip`, of the mean
-    over the image and its mirror image.
+    over the image and its mirror image. `form` says in a word what feature of the network that is.
     """
 
-    def __init__(self, network: nn.Module, flip: bool = False, after: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self, network: nn.Module, form: str, flip: bool = False, after: Callable[[Tensor], Tensor] | None = None
+    ):
         super().__init__()
-        self.network, self.flip, self.after = network, flip, after
+        self.network, self.form, self.flip, self.after = network, form, flip, after
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.network(x).float()
@@ -61,74 +66,83 @@ class FromPixels(nn.Module):
         return self.descriptor((pixels.float() / 255 - self.mean) / self.std)
 
 
-# --------------------------------------------------------------------------------------------------------------- flags
+def origin(project: str, network: nn.Module, trained: dict, interpolation: str = "bicubic") -> dict:
+    """What must be equal of two sets of features for their distances to mean anything, beside the form.
 
-
-def add_flags(parser: ArgumentParser, query: bool = True) -> None:
-    """Flags for one's own images; without `query` the script has a --query of its own."""
-    group = parser.add_argument_group("your own images", "folders of images, searched in depth; no data set is needed")
-    if query:
-        group.add_argument("--query", metavar="PATH", help="folder of images, or one image, to look for in --gallery")
-    group.add_argument("--gallery", metavar="PATH", help="folder of images to rank for each query")
-    group.add_argument("--top", type=int, default=100, metavar="N", help="ranks a query in ranking.csv; 0: all")
-    group.add_argument(
-        "--export-features", metavar="PATH", help="write PATH/features.npy and .jsonl, or to PATH if it ends in .npy"
-    )
-    group.add_argument("--export", metavar="FILE.pt2", help="write the network as a program for torch.export.load")
-
-
-def check(parser: ArgumentParser, args: Namespace) -> None:
-    """End the process with one sentence for flags that do not fit together."""
-    if args.query and not args.gallery:
-        parser.error("--query PATH needs --gallery PATH")
-    if args.gallery and not (args.query or args.export_features):
-        parser.error("--gallery PATH needs --query PATH, or --export-features PATH to describe one folder")
-    if args.export and not args.export.endswith(".pt2"):
-        parser.error(f"--export {args.export}: the name must end in .pt2")
-    if args.top < 0:
-        parser.error(f"--top must be at least 0, not {args.top}")
+    Args: trained: the flags of the network's training, height and width among them; interpolation of its images.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {
+        "schema": feature_files.SCHEMA,
+        "project": project,
+        "weights": digest.hexdigest()[:16],
+        "training": records.digest(method_flags(trained)),
+        "height": trained["height"],
+        "width": trained["width"],
+        "interpolation": interpolation,
+        "metric": "euclidean",
+    }
 
 
 def wanted(args: Namespace) -> bool:
     """Whether the flags ask for work that needs no data set."""
-    return bool(args.gallery or args.export)
-
-
-# ------------------------------------------------------------------------------------------------------------ what runs
+    return bool(args.gallery or args.gallery_features or args.export)
 
 
 def run(
-    args: Namespace,
-    descriptor: nn.Module,
-    size: tuple[int, int],
-    out: Path,
-    *,
-    interpolation: str = "bicubic",
-    gallery_descriptor: nn.Module | None = None,
+    args: Namespace, descriptor: Descriptor, origin: dict, out: Path, gallery_descriptor: Descriptor | None = None
 ) -> None:
-    """Do what `wanted` flags ask: rank --gallery for --query, write features, export (the gallery's) network.
+    """Do what `wanted` flags ask: rank a gallery for --query, write features, export (the gallery's) network.
 
-    Args: size (height, width) of the network's images; out: folder for ranking.csv and ranking.png.
-    Raises: FileNotFoundError, ValueError for a folder without images or an image that cannot be read, with its path.
+    Args: origin: `origin` of the network; out: folder for ranking.csv and ranking.png.
+    Raises: FileNotFoundError, ValueError for a folder without images, an image that cannot be read, or features that
+        are not the network's, with the path.
     """
-    device = devices.choose()
-    of_gallery = gallery_descriptor or descriptor
+    device, size = devices.choose(), (origin["height"], origin["width"])
+    networks = {"query": descriptor, "gallery": gallery_descriptor or descriptor}
     if args.export:
-        export(of_gallery, size, Path(args.export))
-    if not args.gallery:
-        return
-    parts = {"query": (args.query, descriptor)} if args.query else {}
-    parts["gallery"] = (args.gallery, of_gallery)
-    paths = {name: listed(f"--{name}", folder) for name, (folder, _) in parts.items()}
-    feats = {}
-    for name, (_, network) in parts.items():
-        store = images.open_images(paths[name], *size, interpolation=interpolation, cache="off", name=name)
-        feats[name] = evaluation.extract(network.to(device), store, device=device, batch_size=64).cpu()
+        export(networks["gallery"], size, Path(args.export))
+    given = {name: folder for name in networks if (folder := getattr(args, name))}
+    paths = {name: listed(f"--{name}", folder) for name, folder in given.items()}
+    forms = {name: network.form for name, network in networks.items()}
+
+    def features(name: str) -> Iterator[Tensor]:
+        """(b, D) on the device, feature_files.ROWS images at a time."""
+        for start in range(0, len(paths[name]), feature_files.ROWS):
+            part = paths[name][start : start + feature_files.ROWS]
+            store = images.open_images(part, *size, interpolation=origin["interpolation"], cache="off", name=name)
+            yield evaluation.extract(networks[name].to(device), store, device=device, batch_size=64)
+
+    described = args.gallery_features
+    if described:
+        gallery = feature_files.Gallery(described, origin, forms["gallery"])  # before any query is described
+    query = torch.cat(list(features("query"))) if args.query else None
     if args.export_features:
-        rows = [{"path": path, "split": name, **known_ids(path)} for name in parts for path in paths[name]]
-        write_features(args.export_features, torch.cat(list(feats.values())), rows)
-    if args.query:
-        rank(Path(out), paths["query"], paths["gallery"], feats["query"], feats["gallery"], args.top)
+        rows = [{"path": path, "split": name, **known_ids(path)} for name in paths for path in paths[name]]
+        blocks = chain([] if query is None else [query], features("gallery"))
+        feature_files.write(args.export_features, blocks, rows, origin, {name: forms[name] for name in paths})
+        described = args.export_features
+        gallery = feature_files.Gallery(described, origin, forms["gallery"], "--export-features")
+    if args.query and described:
+        rank(Path(out), paths["query"], gallery, query, gallery.blocks(device), args.top, gallery.name)
+    elif args.query:
+        rank(Path(out), paths["query"], paths["gallery"], query, features("gallery"), args.top)
+
+
+def export_data(path: str, feats: Tensor, data, origin: dict, forms: str | dict[str, str]) -> None:
+    """Write the features (Q + G, D) of a data set's query and gallery as `--gallery-features` takes them.
+
+    Args: origin: `origin`; forms: `Descriptor.form`, or that of each split.
+    """
+    splits = ("query", "gallery")
+    rows = [
+        {"path": s.path, "split": name, "pid": s.pid, "camid": s.camid} for name in splits for s in getattr(data, name)
+    ]
+    forms = forms if isinstance(forms, dict) else dict.fromkeys(splits, forms)
+    feature_files.write(path, feats.split(feature_files.ROWS), rows, origin, forms)
 
 
 def listed(flag: str, folder: str) -> list[str]:
@@ -154,26 +168,46 @@ def known_ids(path: str) -> dict[str, int]:
     return {"pid": int(match[1]), "camid": int(match[2]) - 1} if match else {}
 
 
-def rank(out: Path, query: list[str], gallery: list[str], q: Tensor, g: Tensor, top: int = 0) -> None:
-    """Write ranking.csv (query, rank, gallery, distance) and ranking.png into `out`."""
+def rank(
+    out: Path,
+    query: list[str],
+    gallery: Sequence[str],
+    q: Tensor,
+    blocks: Iterable[Tensor],
+    top: int = 0,
+    name: str = "gallery",
+) -> None:
+    """Write ranking.csv (query, rank, gallery, distance) and ranking.png into `out`.
+
+    Args: q (Q, D) and blocks of (b, D), the features of all gallery images in order; top: ranks a query, 0: all; name
+        of the blocks in errors.
+    Memory: a block of the gallery, its distances to 2,048 queries at most, and top places a query.
+    """
     shown = min(len(gallery), max(top or len(gallery), SHOWN_RANKS))
-    indices, values = (x.numpy() for x in distances.knn(q, shown, y=g))
+    indices, values = (x.cpu().numpy() for x in distances.nearest(q, blocks, shown, name=name))
+    paths = {i: gallery[i] for i in set(indices.flat)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["query", "rank", "gallery", "distance"])
-    for name, places, row in zip(query, indices[:, : top or None], values):
-        writer.writerows([name, k + 1, gallery[i], f"{row[k]:.6f}"] for k, i in enumerate(places))
+    for image, places, row in zip(query, indices[:, : top or None], values):
+        writer.writerows([image, k + 1, paths[i], f"{row[k]:.6f}"] for k, i in enumerate(places))
     out.mkdir(parents=True, exist_ok=True)
     list_file, sheet = (out / name for name in RANKING)
     replace(list_file, lambda file: file.write(os.fsencode(text.getvalue())))  # names byte for byte
+    said = f"ranking: {len(query)} queries, {len(gallery)} gallery images: {list_file}"
     rows = [
         [visualize.Cell(query[n], visualize.BLUE, files.shown(Path(query[n]).name)[:24])]
-        + [_cell(query[n], gallery[i], value) for i, value in zip(indices[n, :SHOWN_RANKS], values[n])]
+        + [_cell(query[n], paths[i], value) for i, value in zip(indices[n, :SHOWN_RANKS], values[n])]
         for n in range(min(len(query), SHOWN_QUERIES))
     ]
+    gone = [cell.image for row in rows for cell in row if not Path(cell.image).is_file()]
+    if gone:  # of a gallery that was described elsewhere
+        sheet.unlink(missing_ok=True)
+        print(files.shown(f"{said}; no {sheet.name}, since {gone[0]} is not there"))
+        return
     titles = ["query", *(f"rank {k + 1}" for k in range(min(shown, SHOWN_RANKS)))]
     visualize.grid(sheet, rows, column_titles=titles, gap_after=1)
-    print(files.shown(f"ranking: {len(query)} queries, {len(gallery)} gallery images: {list_file}, {sheet}"))
+    print(files.shown(f"{said}, {sheet}"))
 
 
 def _cell(query: str, image: str, distance: float) -> visualize.Cell:
@@ -184,28 +218,6 @@ def _cell(query: str, image: str, distance: float) -> visualize.Cell:
     same = ids[0] == ids[1]
     mark = "\u2713" if same else "\u2717"
     return visualize.Cell(image, visualize.GREEN if same else visualize.RED, f"{mark} {distance:.3f}")
-
-
-def write_features(path: str | Path, feats: Tensor, rows: Sequence[dict]) -> None:
-    """Features (N, D) as float32 .npy, and one line of JSON a row beside it, in the same order."""
-    path = Path(path)
-    file = path if path.suffix == ".npy" else path / "features.npy"
-    if len(feats) != len(rows):
-        raise ValueError(f"{len(feats)} features for {len(rows)} images")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    replace(file.with_suffix(".jsonl"), lambda out: out.write(lines.encode()))
-    replace(file, lambda out: np.save(out, feats.float().cpu().numpy()))
-    print(files.shown(f"features: {file} {tuple(feats.shape)}, {file.with_suffix('.jsonl')}"))
-
-
-def sample_rows(data) -> list[dict]:
-    """Path, split, pid and camid of a data set's query and gallery images, for write_features."""
-    return [
-        {"path": s.path, "split": split, "pid": s.pid, "camid": s.camid}
-        for split in ("query", "gallery")
-        for s in getattr(data, split)
-    ]
 
 
 @torch.no_grad()

@@ -51,6 +51,15 @@ def newest(folder: Path) -> Path | None:
     return (listed(folder) or [None])[-1]
 
 
+def checkpoint(path: str | Path) -> Path:
+    """The checkpoint file that a user names, or the newest of a log folder. Raises: FileNotFoundError."""
+    path = Path(path)
+    file = newest(path) or path / "checkpoint_*.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint {file}")
+    return file
+
+
 def epoch_of(path: Path) -> int:
     """The epoch in the name of one of the files of `listed`."""
     return int(OWN.fullmatch(path.name)[1])

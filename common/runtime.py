@@ -1,6 +1,7 @@
 """Runs: torchrun set-up, flags and rows, seeding, checkpoints, the log and the result file.
 
-A script calls `parse`, `start`, `open_log`, `resume`, and per epoch `seed_epoch`, `step`, `save`; at the end `record`.
+A script calls `flags.parse`, `start`, `log_folder.open_log` and `resume`, and per epoch `seed_epoch`, `step` and
+`log_folder.save`; at the end `record`.
 Everything works the same with one process and under torchrun. Nothing here calls a collective operation inside a branch
 that only some ranks take.
 """
@@ -23,11 +24,9 @@ import torch
 import torch.distributed as dist
 
 from common import commandline, devices, log_folder, records
-from common.commandline import words  # noqa: F401 re-exported
 from common.evaluation import AMP_DTYPES
-from common.flags import PLACES, ROOT, add_run_flags, add_test_flags, method_flags, parse, variants  # noqa: F401
-from common.log_folder import Finished, bare, claim, open_log, resume, save  # noqa: F401 some are re-exported
-from common.processes import say  # noqa: F401 re-exported
+from common.flags import PLACES, ROOT
+from common.log_folder import Finished
 
 
 @dataclass

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from common import pixels
+from common import distances, pixels
 from common.runfiles import replace
 
 GREEN, RED, BLUE = (22, 150, 72), (214, 39, 40), (38, 84, 160)  # match, mismatch, query
@@ -112,6 +112,15 @@ def grid(
                 _paste(sheet, draw, image, middle, y, cell.frame, border)
             draw.text((middle, y + height + border + 1), cell.caption, cell.frame or FAINT, small, anchor="ma")
     return _save(path, lambda out, kind: sheet.save(out, kind, quality=92))
+
+
+def data_rank_list(path, data, feats: torch.Tensor, shown: Sequence[int], k: int = 10, title: str = "") -> Path:
+    """`rank_list` of the queries `shown` of a data set, from features (Q + G, D) of data.query and data.gallery."""
+    q, queries = len(data.query), [data.query[i] for i in shown]
+    dist = distances.pairwise(feats[:q][list(shown)], feats[q:])
+    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (queries, data.gallery)]
+    found = top_matches(dist, *ids, k=k)
+    return rank_list(path, [s.path for s in queries], [s.path for s in data.gallery], *found, title=title)
 
 
 def top_matches(dist, query_pids, gallery_pids, query_camids=None, gallery_camids=None, k: int = 10):

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from common import checkpoints
+from common import checkpoints, runfiles
 
 REMEDY = "give --weights a file in a form of README.md, Weights; or imagenet or none"
 WRAPPERS = ("module", "_orig_mod")  # names that DistributedDataParallel and torch.compile add
@@ -66,7 +66,7 @@ def read(
     else:
         path = Path(source).expanduser()
         if path.is_dir():
-            path = checkpoints.newest(path) or path / "checkpoint_*.pt"
+            path = runfiles.newest(path) or path / "checkpoint_*.pt"
         content = checkpoints.load(path, "weights", remedy)
     tensors = {rename(name): value for name, value in flat(content)}
     if not tensors:

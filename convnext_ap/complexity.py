@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import runtime
+from common import log_folder, runtime
 from convnext_ap.model import WIDTH, ConvNeXtAP, Heads
 from convnext_ap.settings import TRUNKS, name_of
 
@@ -167,7 +167,7 @@ def show(rows: list[Complexity], args) -> None:
 def save(args, row: Complexity) -> None:
     """The variant asked for as the result file of args.row; no data set is involved, so its fields are empty."""
     run = runtime.start(args, "convnext_ap")
-    runtime.open_log(run, "no-data")
+    log_folder.open_log(run, "no-data")
     data = {"name": "no-data", "kind": "real", "images": 0, "ids": 0, "cams": 0, "digest": ""}
     metrics = {name: value for name, value in row._asdict().items() if name != "name"}
     protocol = {"counting": "thop's rules; exact_* in full", "height": args.height, "width": args.width}

@@ -12,10 +12,15 @@ A checkpoint is a file or a log folder. Figures 1 and 4-12 are drawings of the m
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import flags
+from convnext_ap.flags import figures_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import matplotlib
 import numpy as np
@@ -26,27 +31,9 @@ from matplotlib.figure import Figure
 
 from common import inputs, runtime, transforms, visualize
 from convnext_ap import schedule, train
-from convnext_ap.test import add_data_flags, draw_rank_list, load_network, open_test
+from convnext_ap.test import load_network, open_test
 
-FIGURES = ("lr", "erasing", "compare", "ranks", "heat", "cmc", "parts")
 HERE = Path(__file__).resolve().parent
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="convnext_ap/figures.py", allow_abbrev=False, description="Draw the paper's figures.")
-    parser.add_argument("figure", choices=FIGURES, help="what to draw")
-    parser.add_argument("--checkpoint", nargs="+", default=[], help="checkpoint files or log folders")
-    parser.add_argument("--out", default="logs/convnext_ap/figures", help="folder for the pictures")
-    parser.add_argument("-n", type=int, default=4, help="number of images or queries")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
-    parser.add_argument("--height", type=int, default=256, help="erasing: pixels")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="which images or queries")
-    add_data_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
-        parser.error(f"{args.figure} needs --checkpoint")
-    return args
 
 
 def lr(args, out):
@@ -84,9 +71,8 @@ def erasing(args, out):
     augment = train.make_augment(flags)
     augment.options["flip"] = 0.0
     erased = augment(pixels, torch.Generator(run.device).manual_seed(args.seed))
-    mean, std = (transforms.vector(v, erased.device) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD))
-    shown = (erased * std + mean).clamp(0, 1)
-    return visualize.grid(out / "figure3.png", [list(pixels.cpu()), list(shown.cpu())], row_titles=["image", "erased"])
+    shown = [list(pixels.cpu()), list(transforms.pictures(erased).cpu())]
+    return visualize.grid(out / "figure3.png", shown, row_titles=["image", "erased"])
 
 
 def compare(args, out):
@@ -132,11 +118,10 @@ def ranks(args, out):
     """Figures 14 and 15: queries and their five nearest gallery images, green right, red wrong, junk left out."""
     (model, *_), run, data, store = opened(args)
     feats = train.features(run, model, store)["H"]
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
     number = "15" if data.name == "duke" else "14"
     title = f"{model.name} on {inputs.data_name(data)}"
     path = out / f"figure{number}-{inputs.data_name(data)}.png"
-    return draw_rank_list(path, data, feats, queries(args, data), ids, 5, title)
+    return visualize.data_rank_list(path, data, feats, queries(args, data), 5, title)
 
 
 @torch.inference_mode()

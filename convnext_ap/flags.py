@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from common import flags
 from convnext_ap.settings import POSITIONS, TRUNKS, check_size
 
+FIGURES = ("lr", "erasing", "compare", "ranks", "heat", "cmc", "parts")
 VARIANTS = {  # the rare switches of the decisions in README.md: name -> allowed values or a number, default first
     "part_reduce": ("sum", "mean"),
     "circle_on": ("global", "concat"),
@@ -27,27 +28,25 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.", allow_abbrev=False
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
-    data.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
-    data.add_argument("--height", type=int, default=256)
-    data.add_argument("--width", type=int, default=128)
-    method = parser.add_argument_group("method")
-    method.add_argument("--trunk", choices=list(TRUNKS), default="base", help="ConvNeXt-B, or a small one for CPUs")
-    method.add_argument("--simam", choices=POSITIONS, default="dw", help="where SimAM stands in a block, or none")
-    method.add_argument("--parts", type=int, default=6, help="stripes p of PCB + RPP, sec. 3.3.2; 0: global head only")
-    method.add_argument("--loss", choices=["id", "id+circle", "id+triplet"], default="id+circle", help="sec. 3.4")
-    method.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument("-b", "--batch-size", type=int, default=64, help="images a step over all processes; silent")
-    optim.add_argument("--num-instances", type=int, default=4, help="images of one identity in a batch; paper silent")
-    optim.add_argument("--epochs", type=int, default=120, help="with stripes (sec. 5.1)")
-    optim.add_argument("--rpp-epochs", type=int, default=5, help="then with W alone, --parts > 0; paper silent")
-    optim.add_argument("--joint-epochs", type=int, default=10, help="then with everything; paper silent")
-    optim.add_argument("--warmup", type=int, default=5, help="epochs of rising learning rate (sec. 5.1, Figure 2)")
-    optim.add_argument("--iters", type=int, help="steps an epoch (default: training images / batch size)")
-    optim.add_argument("--lr", type=float, default=0.1, help="lr_max of the heads; the trunk has a tenth of it")
-    optim.add_argument("--weight-decay", type=float, default=5e-4, help="paper silent")
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
+    add("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
+    flags.add_size(add)
+    add = parser.add_argument_group("method").add_argument
+    add("--trunk", choices=list(TRUNKS), default="base", help="ConvNeXt-B, or a small one for CPUs")
+    add("--simam", choices=POSITIONS, default="dw", help="where SimAM stands in a block, or none")
+    add("--parts", type=int, default=6, help="stripes p of PCB + RPP, sec. 3.3.2; 0: global head only")
+    add("--loss", choices=["id", "id+circle", "id+triplet"], default="id+circle", help="sec. 3.4")
+    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    add = parser.add_argument_group("optimiser").add_argument
+    flags.add_batch(add, 64, 4, "; paper silent", "; paper silent")
+    add("--epochs", type=int, default=120, help="with stripes (sec. 5.1)")
+    add("--rpp-epochs", type=int, default=5, help="then with W alone, --parts > 0; paper silent")
+    add("--joint-epochs", type=int, default=10, help="then with everything; paper silent")
+    add("--warmup", type=int, default=5, help="epochs of rising learning rate (sec. 5.1, Figure 2)")
+    add("--iters", type=int, help="steps an epoch (default: training images / batch size)")
+    add("--lr", type=float, default=0.1, help="lr_max of the heads; the trunk has a tenth of it")
+    add("--weight-decay", type=float, default=5e-4, help="paper silent")
     flags.add_run_flags(parser)
     parser.set_defaults(weights=None)  # imagenet where there are such weights
     return flags.parse(parser, "convnext_ap", argv, complete)
@@ -96,14 +95,13 @@ def complexity_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
         description="Parameters and FLOPs of the four variants, Tables 2-4.",
     )
-    network = parser.add_argument_group("network")
-    network.add_argument("--trunk", choices=list(TRUNKS), default="base")
-    network.add_argument("--simam", choices=POSITIONS, default="dw")
-    network.add_argument("--parts", type=int, default=6)
-    network.add_argument("--classes", type=int, default=751, help="training identities; 751 is Market-1501")
-    network.add_argument("--height", type=int, default=256)
-    network.add_argument("--width", type=int, default=128)
-    network.add_argument("--json", action="store_true", help="print the unrounded counts of all four as JSON")
+    add = parser.add_argument_group("network").add_argument
+    add("--trunk", choices=list(TRUNKS), default="base")
+    add("--simam", choices=POSITIONS, default="dw")
+    add("--parts", type=int, default=6)
+    add("--classes", type=int, default=751, help="training identities; 751 is Market-1501")
+    flags.add_size(add)
+    add("--json", action="store_true", help="print the unrounded counts of all four as JSON")
     flags.add_run_flags(parser)
     return flags.parse(parser, "convnext_ap", argv, fits)
 
@@ -113,4 +111,44 @@ def fits(args: Namespace) -> Namespace:
     return args
 
 
-PARSERS = {"train.py": parse_args, "complexity.py": complexity_args}  # of scripts in rows
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Which data to look at; what is not given comes from the checkpoint."""
+    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
+    parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
+
+
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of convnext_ap/test.py."""
+    parser = flags.test_parser(
+        "convnext_ap/test.py", "Evaluate a checkpoint; data and size default to those it was trained with."
+    )
+    add_data_flags(parser)
+    add = parser.add_argument
+    add("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
+    add("--parts", type=int, help="refuse a checkpoint with another number of parts")
+    add("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
+    add("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
+    add("--out", help="folder for the pictures (default: beside the checkpoint)")
+    return flags.parse_test(parser, argv)
+
+
+def figures_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of convnext_ap/figures.py."""
+    parser = ArgumentParser(prog="convnext_ap/figures.py", allow_abbrev=False, description="Draw the paper's figures.")
+    add = parser.add_argument
+    add("figure", choices=FIGURES, help="what to draw")
+    add("--checkpoint", nargs="+", default=[], help="checkpoint files or log folders")
+    add("--out", default="logs/convnext_ap/figures", help="folder for the pictures")
+    add("-n", type=int, default=4, help="number of images or queries")
+    add("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
+    flags.add_size(add, note=", of erasing")
+    add("--seed", type=int, default=0, help="which images or queries")
+    add_data_flags(parser)
+    flags.add_test_flags(parser)
+    args = flags.parse_test(parser, argv)
+    if args.figure in ("ranks", "heat", "cmc", "parts") and not args.checkpoint:
+        parser.error(f"{args.figure} needs --checkpoint")
+    return args
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args, "figures.py": figures_args, "complexity.py": complexity_args}

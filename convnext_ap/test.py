@@ -9,45 +9,27 @@ A folder's pcb.pt is the network before refined part pooling. The paper's figure
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from convnext_ap.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 import torch
 
-from common import checkpoints, distances, evaluation, inputs, jaccard, own_images, runtime, visualize
+from common import checkpoints, inputs, own_images, processes, runtime, visualize
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
 from convnext_ap.train import build_model, features, make_plan
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="convnext_ap/test.py",
-        allow_abbrev=False,
-        description="Evaluate a checkpoint; data and size default to those it was trained with.",
-    )
-    parser.add_argument("--checkpoint", "--weights", required=True, help="a checkpoint, or a log folder (its newest)")
-    parser.add_argument("--simam", help="refuse a checkpoint whose SimAM stands elsewhere (none, dw, mlp, branch)")
-    parser.add_argument("--parts", type=int, help="refuse a checkpoint with another number of parts")
-    parser.add_argument("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
-    parser.add_argument("--rank-list", type=int, default=6, metavar="N", help="draw the first matches of N queries")
-    parser.add_argument("--out", help="folder for the pictures (default: beside the checkpoint)")
-    add_data_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
-
-
-def add_data_flags(parser: ArgumentParser) -> None:
-    """Which data to look at and how to execute; what is not given comes from the checkpoint."""
-    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
-    parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
-    runtime.add_test_flags(parser)
+FORM = "descriptor H, image and mirror image"
 
 
 def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
@@ -55,10 +37,7 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit, or for another project's file.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     if not hasattr(trained, "simam"):
         check_variant(file, state["args"], "", 0)
@@ -71,16 +50,11 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 
 def open_test(args: Namespace, trained: dict) -> tuple:
     """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
-    chosen = {
-        k: getattr(args, k) if getattr(args, k) is not None else trained[k]
-        for k in ("dataset", "split", "data_dir", "synthetic")
-    }
+    settings = flags.of_test(args, trained, "split")
     if args.dataset is not None and args.split is None:
-        chosen["split"] = None
-    chosen["synthetic"] = None if args.real else chosen["synthetic"]
-    execution = {"workers": args.workers, "cache": args.cache, "cache_dir": args.cache_dir, "amp": args.amp}
-    run = runtime.start(Namespace(**{**trained, **chosen, **execution, "compile": False}), "convnext_ap")
-    data = inputs.dataset(run, chosen["dataset"], **({"split": chosen["split"]} if chosen["split"] else {}))
+        settings.split = None
+    run = runtime.start(settings, "convnext_ap")
+    data = inputs.dataset(run, settings.dataset, **({"split": settings.split} if settings.split else {}))
     size = trained["height"], trained["width"]
     return run, data, inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
 
@@ -100,8 +74,11 @@ def main(args):
     check_variant(file, trained, wanted["simam"], wanted["parts"])
     if own_images.wanted(args):
         embedding = Embedding(model)
-        descriptor = own_images.Descriptor(embedding, flip=True, after=lambda raw: embedding.descriptors(raw)["H"])
-        return own_images.run(args, descriptor, (trained["height"], trained["width"]), Path(args.out or file.parent))
+        after = lambda raw: embedding.descriptors(raw)["H"]
+        descriptor = own_images.Descriptor(embedding, FORM, flip=True, after=after)
+        return own_images.run(
+            args, descriptor, own_images.origin("convnext_ap", model, trained), Path(args.out or file.parent)
+        )
     run, data, store = open_test(args, trained)
     remark = check_unseen(run, data, trained)
     model = model.to(run.device, memory_format=torch.channels_last)
@@ -109,44 +86,24 @@ def main(args):
     found = {name: inputs.rank_metrics(data, x) for name, x in feats.items()}
     name = f"{model.name} ({file.name}, {model.stage}) on {inputs.data_name(data)}{remark}"
     for descriptor, metrics in found.items():
-        report(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]})", metrics)
-    runtime.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
-    h, q = feats["H"], len(data.query)
-    ids = [[getattr(s, key) for s in part] for key in ("pid", "camid") for part in (data.query, data.gallery)]
+        processes.say(run, f"{name}, descriptor {descriptor} ({feats[descriptor].shape[1]}): {metrics}")
+    processes.say(run, f"{name}, descriptor H: trapezoidal mAP {100 * trapezoid_map(feats['H'], data):.1f}")
     if args.re_rank:
-        report(
-            run,
-            f"{name}, after re-ranking",
-            evaluation.rank_metrics_from_distances(jaccard.re_rank(h[:q], h[q:]), *ids),
-        )
+        processes.say(run, f"{name}, after re-ranking: {inputs.re_ranked(data, feats['H'])}")
     if not run.main:
         return
     out = Path(args.out or file.parent)
     out.mkdir(parents=True, exist_ok=True)
     if args.export_features:
-        own_images.write_features(args.export_features, h, own_images.sample_rows(data))
+        own_images.export_data(
+            args.export_features, feats["H"], data, own_images.origin("convnext_ap", model, trained), FORM
+        )
     m = found["H"]
     print("CMC curve:", visualize.cmc_curve(out / "cmc.png", {model.name: m.cmc}, mAP={model.name: m.mAP}))
     if args.rank_list:
-        shown = np.random.default_rng(0).permutation(q)[: args.rank_list]
-        print("rank list:", draw_rank_list(out / "rank_list.png", data, h, shown, ids, k=10))
-
-
-def report(run, name, m):
-    ranks = ", ".join(f"rank-{k} {100 * m.rank(k):.1f}" for k in (1, 5, 10))
-    runtime.say(run, f"{name}: mAP {100 * m.mAP:.1f}, {ranks}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries)")
-
-
-def draw_rank_list(path, data, feats, shown, ids, k, title=""):
-    """Queries with their k nearest valid gallery images, right ones framed green; returns the path."""
-    q = len(data.query)
-    dist = distances.pairwise(feats[:q][shown], feats[q:]).cpu().numpy()
-    pids, gallery_pids, camids, gallery_camids = (np.asarray(values) for values in ids)
-    found = visualize.top_matches(dist, pids[shown], gallery_pids, camids[shown], gallery_camids, k=k)
-    gallery = [s.path for s in data.gallery]
-    return visualize.rank_list(path, [data.query[i].path for i in shown], gallery, *found, title=title)
+        shown = np.random.default_rng(0).permutation(len(data.query))[: args.rank_list]
+        print("rank list:", visualize.data_rank_list(out / "rank_list.png", data, feats["H"], shown))
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

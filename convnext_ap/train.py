@@ -24,7 +24,20 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from common import batchnorm, checkpoints, datasets, histogram, images, inputs, processes, runtime, samplers, transforms
+from common import (
+    batchnorm,
+    checkpoints,
+    datasets,
+    histogram,
+    images,
+    inputs,
+    log_folder,
+    processes,
+    runfiles,
+    runtime,
+    samplers,
+    transforms,
+)
 from common.epoch import Epoch
 from convnext_ap import losses, schedule
 from convnext_ap.metrics import trapezoid_map
@@ -59,7 +72,7 @@ def build(args, run, num_classes, plan):
     Paper silent: optimiser, momentum, weight decay, the trunk's smaller rate (those of PCB), clipping at norm 5.
     """
     model = build_model(args, num_classes)
-    runtime.say(run, load_trunk(model, args.weights))
+    processes.say(run, load_trunk(model, args.weights))
     model = model.to(run.device, memory_format=torch.channels_last)
     groups = {
         "trunk": [p for m in (model.trunk, model.final_norm) if m is not None for p in m.parameters()],
@@ -155,7 +168,7 @@ def train_one_epoch(run, model, optimizer, grad_scaler, batches, steps, objectiv
         parts = objective(output, labels)
         runtime.step(run, parts.total, [optimizer], grad_scaler, epoch.where)
         epoch.add(len(x), loss=parts.total, id=parts.id, pair=parts.pair, accuracy=parts.accuracy)
-    return epoch.means(model, runtime.bare(model).stage)
+    return epoch.means(model, log_folder.bare(model).stage)
 
 
 def make_objective(args, stage):
@@ -188,7 +201,7 @@ def enter(run, model, optimizer, stage, fresh):
 def features(run, model, store) -> dict:
     """Descriptors H (used in the tables) and G of a store, image and mirror image added (Paper silent: sec. 3.3.2
     says that the parts' features are concatenated)."""
-    embedding = Embedding(runtime.bare(model))
+    embedding = Embedding(log_folder.bare(model))
     return embedding.descriptors(inputs.extract(run, embedding, store, flip=True))
 
 
@@ -211,7 +224,7 @@ def evaluate(run, model, data, store, trapezoid=False) -> dict:
 
 def show(run, name, m):
     values = {"mAP": m["mAP"], "rank-1": m["rank1"], "rank-10": m["rank10"]}
-    runtime.say(run, f"{name:<24} " + "   ".join(f"{title} {100 * value:5.1f}" for title, value in values.items()))
+    processes.say(run, f"{name:<24} " + "   ".join(f"{title} {100 * value:5.1f}" for title, value in values.items()))
 
 
 def before_training(run, model, data, store) -> dict:
@@ -226,7 +239,7 @@ def before_training(run, model, data, store) -> dict:
 def check_resumed(run):
     """Raises ValueError for a --resume from another variant, which says more than that flags differ."""
     wanted = run.args["resume"]
-    source = checkpoints.newest(run.log_dir) if wanted == "auto" else wanted
+    source = runfiles.newest(run.log_dir) if wanted == "auto" else wanted
     if source is not None:
         check_variant(source, checkpoints.read(source)["args"], run.args["simam"], run.args["parts"])
 
@@ -234,7 +247,7 @@ def check_resumed(run):
 def main(args):
     run = runtime.start(args, "convnext_ap")
     data = inputs.dataset(run, args.dataset, **({"split": args.split} if args.split else {}))
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     size, plan = (args.height, args.width), make_plan(args)
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train")
     test_store = inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
@@ -244,7 +257,7 @@ def main(args):
     if args.weights == "none":
         calibrate(run, model, store)
     check_resumed(run)
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler, epochs=plan.total)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler, epochs=plan.total)
     if "before" not in run.extra:
         run.extra.update(before_training(run, model, data, test_store))
     for name in ("histogram", "before"):
@@ -267,13 +280,13 @@ def main(args):
             show(run, f"after epoch {epoch + 1} ({stage})", found)
             stats.update(found)
             run.extra.update({stage: found} if ends else {})
-        runtime.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
         if ends and not last:
             keep(run, stage)
     metrics = {**run.extra[schedule.stage_of(plan.total - 1, plan)], **earlier(run.extra, plan)}
     protocol = {**inputs.MARKET_PROTOCOL, "descriptor": "H", "flip": True, "split": args.split}
     path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=plan.total)
-    runtime.say(run, f"result in {path}")
+    processes.say(run, f"result in {path}")
 
 
 def make_augment(args):
@@ -296,8 +309,8 @@ def make_augment(args):
 def keep(run, stage):
     """Copy the checkpoint just written to <stage>.pt, which no later epoch replaces."""
     if run.main:
-        newest = checkpoints.newest(run.log_dir)
-        checkpoints.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
+        newest = runfiles.newest(run.log_dir)
+        runfiles.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
 
 
 def earlier(extra, plan) -> dict:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common import images, inputs, pixels, runtime
+from common import images, inputs, pixels, processes
 from common.datasets import luperson
 from dapg.noise import corruptions
 from dapg.noise.names import BENCH20
@@ -26,7 +26,7 @@ def open_store(run, samples: list, height: int, width: int, name: str, interpola
     """The decoded images of the samples; those of an LMDB are decoded for each batch, whatever --cache says."""
     if not luperson.in_lmdb(samples[0].path):
         return inputs.open_images(run, samples, height, width, name, interpolation)
-    runtime.say(run, "images in an LMDB are decoded batch by batch (--cache off)")
+    processes.say(run, "images in an LMDB are decoded batch by batch (--cache off)")
     return LmdbStore([s.path for s in samples], (3, height, width), interpolation, "off", run.device, None)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import checkpoints, flags, inputs, records, runtime, visualize
+from common import flags, inputs, records, runfiles, runtime, visualize
 from dapg.data import open_store
 from dapg.noise import groups
 from dapg.noise.names import TRAIN15
@@ -24,14 +24,14 @@ def figure1(size: str | None, out: Path) -> Path:
     With synthetic people of `size` the rows of the small chain alone: nothing of the paper stands beside them.
     """
     names = CHAIN1 if size else FIGURE1
-    rows, data = records.load_rows(runtime.ROOT / "dapg"), f"sysu-synthetic-{size}" if size else "sysu"
+    rows, data = records.load_rows(flags.ROOT / "dapg"), f"sysu-synthetic-{size}" if size else "sysu"
     folders, keys = {"ours": "results", "here": flags.RUNS}, {"all.rank1": "", "all_c.rank1": " -C"}
     bars = {f"{source}{ending}": [] for source in ("paper", *folders) for ending in keys.values()}
     for name in names:
         for key, ending in keys.items():
             bars[f"paper{ending}"].append(100 * rows[name].get("paper", {}).get(key, np.nan))
             for source, folder in folders.items():
-                files = sorted((runtime.ROOT / folder / "dapg" / data / name).glob("seed*.json"))
+                files = sorted((flags.ROOT / folder / "dapg" / data / name).glob("seed*.json"))
                 values = [json.loads(file.read_text())["metrics"][key] for file in files]
                 bars[f"{source}{ending}"].append(100 * np.mean(values) if values else np.nan)
     place = f"synthetic people ({size})" if size else "SYSU-MM01"
@@ -60,7 +60,7 @@ def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title:
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_ylabel(title)
     axes.legend()
-    checkpoints.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    runfiles.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path
 
 

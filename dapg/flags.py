@@ -4,7 +4,9 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from common import flags
-from dapg.noise.names import allowed_types
+from dapg.noise.names import BENCH20, allowed_types
+
+MODALITIES = {"visible": "rgb", "infrared": "ir"}  # streams: their flag, their name in the code
 
 # What a flag is that the user leaves out, by stage: the paper's settings (sec. III-B), else those of what the stage
 # builds on (README, Decisions). "baseline" is --stage robust with another --method; its lr is 0.06 * batch / 256.
@@ -55,71 +57,47 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
         description="Train DAPG stage by stage; defaults are the paper's setting of each stage.",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
-    data.add_argument("--height", type=int, help="default: 256; 288 for agw and cil")
-    data.add_argument("--width", type=int, help="default: 128; 144 for agw and cil")
-    data.add_argument("--subset", type=int, default=0, help="train on this many of the unlabelled images, 0: all")
-    data.add_argument("--split", type=int, help="RegDB's split 1..10 (default: seed + 1)")
-    method = parser.add_argument_group("method")
-    method.add_argument("--stage", choices=STAGES, default="robust")
-    method.add_argument(
-        "--method",
-        choices=["dapg", "simclr", "byol", "moco"],
-        default="dapg",
-        help="of stage robust: ours or a baseline of Tables I-II",
-    )
-    method.add_argument(
-        "--preset",
-        choices=["paper", "stable"],
-        default="paper",
-        help="paper: every printed value; stable: lr 7.5e-4, tau 0.1, severity up to 3",
-    )
-    method.add_argument("--backbone", default="resnet50", help="torchvision ResNet; resnet18 for small machines")
-    method.add_argument(
-        "--noise-base",
-        choices=["views", "chain"],
-        default="views",
-        help="noise on three own views (text) or along one image (Fig. 3)",
-    )
-    method.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("-d", "--dataset", help="default: luperson (robust), sysu (agw, cil), market (else)")
+    flags.add_size(add, None, None, " (default: 256 x 128; agw and cil 288 x 144)")
+    add("--subset", type=int, default=0, help="train on this many of the unlabelled images, 0: all")
+    add("--split", type=int, help="RegDB's split 1..10 (default: seed + 1)")
+    add = parser.add_argument_group("method").add_argument
+    add("--stage", choices=STAGES, default="robust")
+    flags.choice(add, "--method", "dapg simclr byol moco", "of stage robust: ours or a baseline of Tables I-II")
+    flags.choice(add, "--preset", "paper stable", "paper: printed values; stable: lr 7.5e-4, tau 0.1, severity up to 3")
+    add("--backbone", choices=flags.BACKBONES, default="resnet50", help="resnet18 for small machines")
+    flags.choice(add, "--noise-base", "views chain", "noise on three own views (text) or along one image (Fig. 3)")
+    add(
         "--noise-exclude",
         nargs="+",
         default=[],
         metavar="NAME",
         help="training noises left out, for a benchmark of unseen corruptions",
     )
-    method.add_argument("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
-    method.add_argument(
-        "--negatives",
-        choices=["queue", "batch"],
-        default="queue",
-        help="momentum encoder and queue, or the m - 1 other images of the batch, Eq. (2)",
+    add("--severity-max", type=int, help="severities are U{1..this} (default: 5); paper silent")
+    flags.choice(
+        add, "--negatives", "queue batch", "momentum encoder and queue, or the m - 1 others of the batch, Eq. (2)"
     )
-    method.add_argument(
-        "--loss",
-        choices=["eq1", "mc", "infonce"],
-        default="eq1",
-        help="Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)",
-    )
-    method.add_argument(
+    flags.choice(add, "--loss", "eq1 mc infonce", "Eq. (1), Eq. (2) alone, or one positive (Table III, row 1)")
+    flags.choice(
+        add,
         "--constraint",
-        choices=["sim", "feature", "row"],
-        default="sim",
-        help="what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
+        "sim feature row",
+        "what the softmax of Eq. (3) is of: similarities to the negatives, the embedding, "
         "similarities to the own keys and the negatives; paper silent",
     )
-    method.add_argument("--delta", type=float, default=0.5, help="weight of Eq. (2) in Eq. (1)")
-    method.add_argument("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
-    method.add_argument("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
-    method.add_argument("--source", help="generator (generate) or generated poses (align): row:NAME or a path")
-    method.add_argument("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
-    optim = parser.add_argument_group("optimiser")
-    optim.add_argument("-b", "--batch-size", type=int, help="over all processes (default: 256; gan 32; agw, cil 64)")
-    optim.add_argument("--epochs", type=int, help="default: 300 robust, 200 align, 20 gan, 81 agw and cil")
-    optim.add_argument("--iters", type=int, help="at most this many steps an epoch")
-    optim.add_argument("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
-    optim.add_argument("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
+    add("--delta", type=float, default=0.5, help="weight of Eq. (2) in Eq. (1)")
+    add("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
+    add("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
+    add("--source", help="generator (generate) or generated poses (align): row:NAME or a path")
+    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    add = parser.add_argument_group("optimiser").add_argument
+    add("-b", "--batch-size", type=int, help="over all processes (default: 256; gan 32; agw, cil 64)")
+    add("--epochs", type=int, help="default: 300 robust, 200 align, 20 gan, 81 agw and cil")
+    add("--iters", type=int, help="at most this many steps an epoch")
+    add("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
+    add("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
     flags.add_run_flags(parser)
     parser.set_defaults(weights=None)
     args = flags.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))
@@ -226,4 +204,27 @@ def variants(args: Namespace) -> dict:
     return flags.variants(args.variant, VARIANTS)
 
 
-PARSERS = {"train.py": parse_args}  # of scripts in rows
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of dapg/test.py."""
+    parser = flags.test_parser("dapg/test.py", "Evaluate a checkpoint, draw figures.", needs_checkpoint=False)
+    add = parser.add_argument
+    add("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
+    add("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
+    add("--split", type=int, help="RegDB's split; default: the checkpoint's own")
+    add("--corruption", choices=BENCH20, help="this type alone instead of all 20")
+    add("--severity", type=int, choices=range(1, 6), help="this severity instead of U{1..5}")
+    add("--noise-exclude", nargs="+", default=[], metavar="NAME", choices=BENCH20)
+    add("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
+    add("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
+    add("--out", default=".", help="folder for the pictures")
+    add("--logs-dir", default=str(flags.ROOT / "logs"))
+    for part, default, more in (("query", "infrared", ""), ("gallery", "visible", "; --export writes this one")):
+        text = f"your own images: which stream describes --{part}{more}"
+        add(f"--{part}-modality", choices=list(MODALITIES), default=default, help=text)
+    args = flags.parse_test(parser, argv)
+    if (args.checkpoint is None) == (args.figure is None):
+        parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
+    return args
+
+
+PARSERS = {"train.py": parse_args, "test.py": test_args}

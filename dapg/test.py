@@ -11,51 +11,25 @@ python dapg/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR    
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from dapg.flags import MODALITIES, variants
+from dapg.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 import torch
 
-from common import checkpoints, inputs, own_images, runtime
+from common import checkpoints, inputs, own_images, processes, runtime
 from dapg import figures
 from dapg.downstream import agw, protocols
 from dapg.downstream.data import Data
-from dapg.flags import variants
 from dapg.noise.names import BENCH20
-
-MODALITIES = {"visible": "rgb", "infrared": "ir"}
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="dapg/test.py", allow_abbrev=False, description="Evaluate a checkpoint, draw figures.")
-    parser.add_argument("--checkpoint", "--weights", help="checkpoint of stage agw or cil, or its log folder (newest)")
-    parser.add_argument("--figure", type=int, choices=[1, 3, 4], help="draw this figure instead")
-    parser.add_argument("-d", "--dataset", help="default: the checkpoint's; figures: luperson, market")
-    parser.add_argument("--split", type=int, help="RegDB's split; default: the checkpoint's own")
-    parser.add_argument("--corruption", choices=BENCH20, help="this type alone instead of all 20")
-    parser.add_argument("--severity", type=int, choices=range(1, 6), help="this severity instead of U{1..5}")
-    parser.add_argument("--noise-exclude", nargs="+", default=[], metavar="NAME", choices=BENCH20)
-    parser.add_argument("--draws", type=int, default=10, help="repetitions of the corrupted benchmark")
-    parser.add_argument("--source", default="row:generate/market", help="generated poses of figure 4: row:NAME or path")
-    parser.add_argument("--out", default=".", help="folder for the pictures")
-    parser.add_argument("--logs-dir", default=str(runtime.ROOT / "logs"))
-    runtime.add_test_flags(parser)
-    for part, default in (("query", "infrared"), ("gallery", "visible")):
-        parser.add_argument(
-            f"--{part}-modality",
-            choices=list(MODALITIES),
-            default=default,
-            help=f"your own images: which stream describes --{part}"
-            + ("; --export writes this one" if part == "gallery" else ""),
-        )
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    if (args.checkpoint is None) == (args.figure is None):
-        parser.error("give --checkpoint to evaluate, or --figure 1, 3 or 4 to draw")
-    return args
 
 
 def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
@@ -63,10 +37,7 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
 
     With --variant select=best_test that is the best epoch so far, not the last.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained = Namespace(**state["args"])
     weights = checkpoints.strip_prefixes(state["state_dict"])
     if getattr(trained, "stage", None) not in ("agw", "cil") or "classifier.weight" not in weights:
@@ -79,14 +50,13 @@ def load_network(path: str) -> tuple[agw.TwoStream, Namespace, Path]:
     return network.eval(), trained, file
 
 
-def restored(args: Namespace, trained: Namespace) -> Namespace:
-    """The settings of a checkpoint's training, on the data and in the way that this command line says."""
-    here = {key: getattr(args, key) for key in ("workers", "cache", "cache_dir", "amp", "logs_dir")}
-    data = {key: getattr(args, key) for key in ("dataset", "data_dir", "synthetic", "split")}
-    data = {key: value for key, value in data.items() if value is not None}
-    if args.real:
-        data["synthetic"] = None
-    return Namespace(**{"split": None, "results_dir": ".", **vars(trained), **data, **here, "compile": False})
+def kind_of(stage: str) -> str:
+    """The feature that a stage's published numbers are of: behind BatchNorm for AGW, before it for CIL."""
+    return "bn" if stage == "agw" else "pool"
+
+
+def form(stage: str, modality: str) -> str:
+    return f"{kind_of(stage)} of the {modality} stream"
 
 
 def run_own_images(args) -> None:
@@ -94,45 +64,47 @@ def run_own_images(args) -> None:
     network, trained, _ = load_network(args.checkpoint)
 
     def stream(modality: str) -> own_images.Descriptor:
-        half = int(trained.stage == "agw")  # bn for AGW, pool for CIL
+        half = int(kind_of(trained.stage) == "bn")
         extractor = agw.Extractor(network, MODALITIES[modality])
-        return own_images.Descriptor(extractor, after=lambda both: both.chunk(2, 1)[half])
+        return own_images.Descriptor(
+            extractor, form(trained.stage, modality), after=lambda both: both.chunk(2, 1)[half]
+        )
 
-    own_images.run(
-        args,
-        stream(args.query_modality),
-        (trained.height, trained.width),
-        Path(args.out),
-        interpolation="lanczos",
-        gallery_descriptor=stream(args.gallery_modality),
-    )
+    query, gallery = stream(args.query_modality), stream(args.gallery_modality)
+    origin = own_images.origin("dapg", network, vars(trained), "lanczos")
+    own_images.run(args, query, origin, Path(args.out), gallery)
 
 
-def export_features(path: str, run, network, data: Data, stage: str) -> None:
+def export_features(path: str, run, network, data: Data, trained: Namespace) -> None:
     """Write the clean features of query and gallery, of the stage's published kind. Collective."""
-    names = ("ir", "rgb") if data.data.name == "sysu" else ("rgb", "ir")
-    kind = "bn" if stage == "agw" else "pool"
-    feats = [protocols.features(run, network, data.stores[name], name)[kind] for name in names]
+    streams = {"query": "infrared", "gallery": "visible"}
+    if data.data.name != "sysu":
+        streams = {"query": "visible", "gallery": "infrared"}
+    names = [MODALITIES[modality] for modality in streams.values()]
+    feats = [protocols.features(run, network, data.stores[name], name)[kind_of(trained.stage)] for name in names]
     if run.main:
-        own_images.write_features(path, torch.cat(feats), own_images.sample_rows(data.data))
+        origin = own_images.origin("dapg", network, vars(trained), "lanczos")
+        forms = {split: form(trained.stage, modality) for split, modality in streams.items()}
+        own_images.export_data(path, torch.cat(feats), data.data, origin, forms)
 
 
 def evaluate(args) -> None:
     """Clean and corrupted metrics of a checkpoint; with --corruption or --severity the corrupted ones alone."""
     network, trained, file = load_network(args.checkpoint)
-    settings = restored(args, trained)
+    trained_flags = {"split": None, "results_dir": ".", **vars(trained)}
+    settings = flags.of_test(args, trained_flags, "split", "logs_dir")
     run = runtime.start(settings, "dapg")
     network, data = network.to(run.device), Data(settings, run)
     check_unseen(run, data, trained)
     data.open(settings, run)
     if args.export_features:
-        export_features(args.export_features, run, network, data, trained.stage)
+        export_features(args.export_features, run, network, data, trained)
     types = [args.corruption] if args.corruption else [t for t in BENCH20 if t not in args.noise_exclude]
     corruption = protocols.Corruption(tuple(types), args.severity or 0, args.draws)
     clean = args.corruption is None and args.severity is None
     metrics = protocols.evaluate(run, network, data, trained.stage, clean, corruption)
     split = f" split {data.split}" if data.split else ""
-    runtime.say(
+    processes.say(
         run,
         f"{file.name} on {inputs.data_name(data.data)}{split}; -C with {', '.join(types)}, severity "
         f"{args.severity or '1..5'}, {args.draws} draws",
@@ -164,6 +136,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     with torch.inference_mode():
         runtime.execute(main, arguments)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import checkpoints, weights
 from common import resnet as resnets
+from common import runfiles, weights
 
 REMEDY = (
     "give --weights PATH, row:NAME of a finished pre-training, imagenet or none (dapg/README.md, Weights, says where "
@@ -69,7 +69,7 @@ def row_file(row: str, name: str, logs_dir: str, synthetic: str | None, seed: in
 def export(path: Path, trunk: nn.Module, meta: dict) -> None:
     """Write the trunk with torchvision's flat keys and a plain `meta` dict, in one atomic step."""
     state = {key: value.detach().cpu().clone() for key, value in trunk.state_dict().items()}
-    checkpoints.replace(path, lambda file: torch.save({"state_dict": state, "meta": meta}, file))
+    runfiles.replace(path, lambda file: torch.save({"state_dict": state, "meta": meta}, file))
 
 
 def cosine(epoch: float, epochs: int, warmup: float) -> float:

@@ -5,7 +5,7 @@ Colour says nothing across modalities, so there is no colour histogram.
 
 import numpy as np
 
-from common import datasets, evaluation, inputs, runtime
+from common import datasets, evaluation, inputs, log_folder
 from common.datasets import sysu
 from dapg.downstream import protocols, stage
 from dapg.downstream.data import Data
@@ -19,7 +19,7 @@ def measure(run, args) -> tuple[dict[str, dict], datasets.Dataset]:
     if args.stage not in ("agw", "cil"):
         raise ValueError(f"row {args.row} is of stage {args.stage}: only agw and cil search people")
     args.settings, data = variants(args), Data(args, run)
-    runtime.open_log(run, inputs.data_name(data.data))
+    log_folder.open_log(run, inputs.data_name(data.data))
     data.open(args, run)
     network, *_ = stage.build(args, run, data)
     return {"untrained": protocols.evaluate(run, network, data, args.stage), "chance": chance(data)}, data.data

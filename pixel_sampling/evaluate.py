@@ -1,10 +1,8 @@
 """The two query sets of PRCC under its two protocols."""
 
-from common import inputs, runtime
+from common import inputs, processes
 from common.datasets import prcc
-
-QUERIES = {"cross": prcc.CROSS, "same": prcc.SAME}
-PROTOCOLS = {"multi": 1, "single10": 10}  # draws of a gallery
+from pixel_sampling.settings import PROTOCOLS, QUERIES
 
 
 def evaluate(run, network, data, store, flip: bool, protocols=tuple(PROTOCOLS)) -> dict:
@@ -23,7 +21,7 @@ def possible_protocols(run, data) -> tuple[str, ...]:
     """Both protocols, or `multi` alone, and said, where people have no gallery image."""
     lost = without_gallery(data)
     if lost:
-        runtime.say(run, f"query people {lost[:5]} have no gallery image: multi without them, and no single10")
+        processes.say(run, f"query people {lost[:5]} have no gallery image: multi without them, and no single10")
     return ("multi",) if lost else tuple(PROTOCOLS)
 
 
@@ -55,7 +53,7 @@ def show(run, name, metrics):
     for query in [q for q in QUERIES if f"{q}.mAP" in metrics]:
         multi = f"rank-1 {found[f'{query}.rank1']}  mAP {found[f'{query}.mAP']}"
         single = found.get(f"{query}.single10.rank1")
-        runtime.say(run, f"{name:<16} {query:<6} multi {multi}" + (f"   single10 rank-1 {single}" if single else ""))
+        processes.say(run, f"{name:<16} {query:<6} multi {multi}" + (f"   single10 rank-1 {single}" if single else ""))
 
 
 def keep_best(best: dict, metrics: dict, epoch: int) -> dict:

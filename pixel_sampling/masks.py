@@ -21,26 +21,6 @@ from common.datasets.prcc import ATR_TO_SIX, MASK_FORMATS
 from common.images import to_device
 from common.runfiles import replace
 
-ATR_LABELS = (
-    "background",
-    "hat",
-    "hair",
-    "sunglasses",
-    "upper-clothes",
-    "skirt",
-    "pants",
-    "dress",
-    "belt",
-    "left-shoe",
-    "right-shoe",
-    "face",
-    "left-leg",
-    "right-leg",
-    "left-arm",
-    "right-arm",
-    "bag",
-    "scarf",
-)
 PARTS = ("background", "head", "upper clothes", "pants", "arms", "legs")
 LUT = np.array(ATR_TO_SIX, np.uint8)  # as the authors state it in an issue of their repository
 LABELS = {"part6": 6, "atr18": 18}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common import resnet as resnets
 from common import weights as files
 from common.flags import BACKBONES
-from common.losses import wide
+from common.losses import full_precision, wide
 from common.resnet import STEM, unstride
 from pixel_sampling.settings import ARCHS
 
@@ -45,11 +45,6 @@ def reduction(size: int, out: int = 256) -> nn.Sequential:
     layers = nn.Sequential(nn.Conv2d(size, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
     nn.init.kaiming_normal_(layers[0].weight, mode="fan_out")
     return layers
-
-
-def full_precision(x: Tensor):
-    """A context in which autocast leaves operations on x's device alone."""
-    return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
 
 
 def stripes(x: Tensor, number: int, pool=torch.mean) -> list[Tensor]:

@@ -9,38 +9,24 @@ the 18 ATR labels. What exists already is skipped, so an interrupted run continu
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from common import flags
+from pixel_sampling.flags import parsing_args as parse_args
+
+if __name__ == "__main__":
+    flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import commandline, devices, pixels, visualize
+from common import devices, pixels, visualize
 from common.datasets import files
 from pixel_sampling import schp
 from pixel_sampling.masks import LUT, PARTS, palette, write_labels
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="python -m pixel_sampling.parse", description="Write parsing masks.", allow_abbrev=False
-    )
-    parser.add_argument("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
-    parser.add_argument("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
-    parser.add_argument("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
-    parser.add_argument("--labels", choices=["part6", "atr18"], default="part6", help="six parts, or the 18 ATR labels")
-    parser.add_argument(
-        "--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png"
-    )
-    parser.add_argument("-b", "--batch-size", type=int, default=16)
-    parser.add_argument("-j", "--workers", type=int, default=4, help="threads that read and write images, at least one")
-    parser.add_argument(
-        "--size", type=int, default=schp.SIZE, help="input side of the network; 512 is what it was trained with"
-    )
-    parser.add_argument("--amp", choices=["off", "bf16"], default="off")
-    return parser.parse_args(commandline.words(argv))
 
 
 def folders(root: Path, out: str | None) -> tuple[Path, Path]:

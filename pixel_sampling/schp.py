@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import checkpoints
+from pixel_sampling.settings import SCHP_SIZE as SIZE
 
 MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)  # blue, green, red
-SIZE = 512
 EPS = 1e-5  # of the normalisation, and added to |weight| by in-place ABN
 SLOPE = 0.01
 

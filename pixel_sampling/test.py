@@ -9,61 +9,29 @@ python pixel_sampling/test.py --weights CHECKPOINT --query DIR --gallery DIR --o
 import csv
 import io
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
+from common import flags
+from pixel_sampling.flags import PLAIN, PROTOCOLS, QUERIES, own_query
+from pixel_sampling.flags import parse_args as train_flags
+from pixel_sampling.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
 from torch.nn.functional import normalize
 
-from common import checkpoints, inputs, own_images, runtime
-from common.runfiles import replace
+from common import checkpoints, inputs, own_images, processes, runfiles, runtime
 from pixel_sampling import model
-from pixel_sampling.evaluate import PROTOCOLS, QUERIES, protocol_metrics, without_gallery
-from pixel_sampling.flags import parse_args as train_flags
+from pixel_sampling.evaluate import protocol_metrics, without_gallery
 from pixel_sampling.head import HeadStore
-from pixel_sampling.masks import MASK_FORMATS, open_masks
-from pixel_sampling.settings import ARCHS
+from pixel_sampling.masks import open_masks
 
+FORM = "unit length, image and mirror image"
 COLUMNS = ("rank1", "rank5", "rank10", "mAP", "mINP", "mrr")
-PLAIN = ("--ps-mode", "off", "--consistency", "none")  # flags of a network without pixel sampling
-
-
-def add_data_flags(parser: ArgumentParser) -> None:
-    """Where the data are and how they are read; what is not given is as in the training of the checkpoint."""
-    parser.add_argument(
-        "--mask-format", choices=list(MASK_FORMATS), help="for the head networks, which look at masks in the test too"
-    )
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    runtime.add_test_flags(parser)
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="pixel_sampling/test.py", description="Evaluate a checkpoint on PRCC.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "--checkpoint", "--weights", required=True, help="a checkpoint file, or a log folder (its newest checkpoint)"
-    )
-    parser.add_argument(
-        "--arch",
-        choices=ARCHS,
-        help="the file holds bare weights of this network on ResNet-50, not a checkpoint of ours",
-    )
-    parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], default="both")
-    parser.add_argument(
-        "--query", default="both", help="cross: camera C, other clothes; same: camera B; with --gallery a folder"
-    )
-    parser.add_argument("--csv", help="write the numbers here too")
-    parser.add_argument("--out", help="folder for the ranking of your own images (default: beside the checkpoint)")
-    add_data_flags(parser)
-    own_images.add_flags(parser, query=False)
-    args = parser.parse_args(runtime.words(argv))
-    if args.gallery is None and args.query not in (*QUERIES, "both"):
-        parser.error(f"--query {args.query}: choose cross, same or both, or give a folder together with --gallery")
-    own = {"query": args.query if args.gallery and args.query != "both" else None}
-    own_images.check(parser, Namespace(**{**vars(args), **own}))
-    return args
 
 
 def load_network(path: str, arch: str | None = None) -> tuple:
@@ -71,9 +39,7 @@ def load_network(path: str, arch: str | None = None) -> tuple:
 
     Raises: FileNotFoundError, ValueError for files that are no checkpoint of this project or do not fit.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
+    file = runfiles.checkpoint(path)
     if arch is not None:
         found = model.read_weights(file, "resnet50")
         network = model.build(arch, classes(found.tensors, file), "resnet50")
@@ -104,21 +70,19 @@ def classes(weights: dict, file: Path) -> int:
 
 def open_test(args, trained: dict):
     """The run, the data set and the test store (query, then gallery) of a checkpoint's flags under the given ones."""
-    given = {k: getattr(args, k) for k in ("data_dir", "synthetic", "mask_format") if getattr(args, k) is not None}
-    here = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
-    flags = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained, **given, **here, "compile": False}
-    flags["synthetic"] = None if args.real else flags["synthetic"]
-    run, head = runtime.start(Namespace(**flags), "pixel_sampling"), trained["arch"].startswith("head")
-    data = inputs.dataset(run, flags["dataset"], **({"mask_format": flags["mask_format"]} if head else {}))
+    settings = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained}
+    settings = flags.of_test(args, settings, "mask_format")
+    run, head = runtime.start(settings, "pixel_sampling"), trained["arch"].startswith("head")
+    data = inputs.dataset(run, settings.dataset, **({"mask_format": settings.mask_format} if head else {}))
     if "data_name" in trained:  # bare weights do not say what they were trained with
         inputs.trained_on(run, data, trained)
-    samples, size = data.query + data.gallery, (flags["height"], flags["width"])
+    samples, size = data.query + data.gallery, (settings.height, settings.width)
     store = inputs.open_images(run, samples, *size, name=f"{data.name} test", interpolation="bilinear")
     if head:
         masks = open_masks(
             samples,
             *size,
-            flags["mask_format"],
+            settings.mask_format,
             cache=args.cache,
             cache_dir=args.cache_dir,
             device=run.device,
@@ -144,11 +108,14 @@ def run_own_images(args, network, trained: dict, file: Path) -> None:
     """Ranking, features or program of folders of images: cosine distance, image and mirror image, as in the test."""
     if trained["arch"].startswith("head"):
         raise ValueError(f"{file}: {trained['arch']} looks at parsing masks in the test too, so folders are not enough")
-    flags = {**vars(train_flags(["--arch", trained["arch"], *PLAIN])), **trained}
-    args = Namespace(**{**vars(args), "query": None if args.query == "both" else args.query})
-    descriptor = own_images.Descriptor(network, flip=True, after=normalize)
-    size = flags["height"], flags["width"]
-    own_images.run(args, descriptor, size, Path(args.out or file.parent), interpolation="bilinear")
+    args = Namespace(**{**vars(args), "query": own_query(args)})
+    descriptor = own_images.Descriptor(network, FORM, flip=True, after=normalize)
+    own_images.run(
+        args,
+        descriptor,
+        own_images.origin("pixel_sampling", network, trained, "bilinear"),
+        Path(args.out or file.parent),
+    )
 
 
 def main(args):
@@ -164,9 +131,15 @@ def main(args):
     metrics = protocol_metrics(data, feats, tuple(QUERIES) if args.query == "both" else (args.query,), protocols)
     lines = table(metrics, file.name, inputs.data_name(data), protocols)
     if args.export_features and run.main:
-        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
+        own_images.export_data(
+            args.export_features,
+            normalize(feats),
+            data,
+            own_images.origin("pixel_sampling", network, trained, "bilinear"),
+            FORM,
+        )
     for line in lines:
-        runtime.say(
+        processes.say(
             run,
             f"{line['query']:<6} {line['protocol']:<9} "
             + "   ".join(f"{k} {100 * line[k]:5.1f}" for k in COLUMNS if k in line),
@@ -177,9 +150,8 @@ def main(args):
         writer.writeheader()
         writer.writerows(lines)
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        replace(Path(args.csv), lambda out: out.write(text.getvalue().encode()))
+        runfiles.replace(Path(args.csv), lambda out: out.write(text.getvalue().encode()))
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -15,17 +15,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from pixel_sampling.flags import CLASSES, parse_args
+from pixel_sampling.flags import CLASSES, PROTOCOLS, parse_args
 
 if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
 
 import torch
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, images, inputs, log_folder, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from pixel_sampling import losses, model, sampling
-from pixel_sampling.evaluate import PROTOCOLS, evaluate, keep_best, possible_protocols, show
+from pixel_sampling.evaluate import evaluate, keep_best, possible_protocols, show
 from pixel_sampling.head import HeadStore, network_input
 from pixel_sampling.masks import open_masks
 
@@ -109,7 +109,7 @@ def doubled(run, args, x, parts, labels, draws):
 def train_one_epoch(run, args, network, optimizer, grad_scaler, batches, steps, epoch) -> dict:
     """One pass; one forward pass of [X, X'] a step, so that both share batch statistics. Returns mean loss parts."""
     network.train()
-    draws, reduction = shuffles(run, epoch), runtime.bare(network).reduction
+    draws, reduction = shuffles(run, epoch), log_folder.bare(network).reduction
     epoch = Epoch(run, epoch, batches, steps)
     for x, parts, labels in epoch:
         x, labels = doubled(run, args, x, parts, labels, draws)
@@ -125,7 +125,7 @@ def open_data(run, args):
     """The data set; its training images, their masks or None; and what the test gathers from (README, Masks)."""
     size = args.height, args.width
     data = inputs.dataset(run, args.dataset, **({"mask_format": args.mask_format} if needs_masks(args) else {}))
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
     masks = masks_of(run, args, data.train, f"{data.name} train masks") if needs_masks(args) else None
     test = data.query + data.gallery
@@ -140,7 +140,7 @@ def masks_of(run, args, samples, name: str):
     where = {"cache": args.cache, "cache_dir": args.cache_dir, "device": run.device, "workers": args.workers}
     with processes.rank_zero_first(run):
         masks = open_masks(samples, args.height, args.width, args.mask_format, name=name, **where)
-    runtime.say(run, masks.statistics())
+    processes.say(run, masks.statistics())
     return masks
 
 
@@ -150,13 +150,13 @@ def main(args):
     protocols = possible_protocols(run, data)
     labels, ids = torch.from_numpy(datasets.labels(data.train)), args.batch_size // args.num_instances
     network, optimizer, scheduler = build(args, run, int(labels.max()) + 1)
-    runtime.say(
+    processes.say(
         run,
         f"{ids // run.world_size} identities x {args.num_instances} images a process; pixel banks, batch statistics "
         "and triplets are those of the whole batch",
     )
     grad_scaler, augment, flip = runtime.scaler(run), augmentation(args), not args.arch.startswith("head")
-    for epoch in range(runtime.resume(run, network, optimizer, scheduler, grad_scaler), args.epochs):
+    for epoch in range(log_folder.resume(run, network, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
         index_batches = samplers.identity_epoch(
             labels.numpy(),
@@ -176,7 +176,7 @@ def main(args):
             stats.update(metrics)
             run.extra["last"], run.extra["best"] = metrics, keep_best(run.extra.get("best", {}), metrics, epoch + 1)
             show(run, f"after epoch {epoch + 1}", metrics)
-        runtime.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
     show(run, "best on test", run.extra["best"])  # the authors' selection rule, query sets apart
     head, other = ("best", "last") if args.selection == "test-best" else ("last", "best")
     metrics = {**run.extra[head], **{f"{other}.{k}": v for k, v in run.extra[other].items()}}
@@ -194,7 +194,7 @@ def main(args):
         epoch=args.epochs,
         selection="best_on_test" if head == "best" else "last",
     )
-    runtime.say(run, f"result in {path}")
+    processes.say(run, f"result in {path}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,17 @@ python pixel_sampling/visualize.py 5 --checkpoint OURS --against HPM            
 import csv
 import io
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import flags
+from pixel_sampling.flags import figures_args as parse_args
+from pixel_sampling.flags import parse_args as train_flags
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
@@ -21,69 +28,27 @@ import torch.nn.functional as F
 from common import datasets, distances, images, inputs, runtime, transforms, visualize
 from common.runfiles import replace
 from pixel_sampling import model, sampling
-from pixel_sampling.evaluate import QUERIES
-from pixel_sampling.flags import parse_args as train_flags
 from pixel_sampling.masks import open_masks, palette
-from pixel_sampling.test import add_data_flags, load_network, open_test
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="pixel_sampling/visualize.py", description="Draw a figure of the paper.", allow_abbrev=False
-    )
-    parser.add_argument("figure", type=int, choices=[1, 3, 4, 5])
-    parser.add_argument("--checkpoint", help="figures 4 and 5: our network, a checkpoint or a log folder")
-    parser.add_argument("--against", nargs="+", default=[], help="figures 4 and 5: the networks to compare with")
-    parser.add_argument("--number", type=int, default=6, help="people of figure 1 and rows of figures 4 and 5")
-    parser.add_argument("--query", choices=list(QUERIES), default="cross", help="figure 5: which query set")
-    parser.add_argument(
-        "--split",
-        choices=["train", "query"],
-        default="query",
-        help="figure 4: images of known people (their class) or test images (the predicted class)",
-    )
-    parser.add_argument(
-        "--cam",
-        choices=["neck", "raw"],
-        default="neck",
-        help="figure 4: class score with the neck applied at every place, or the classifier row as it stands",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which images are drawn")
-    parser.add_argument("--out", default="figures", help="folder for the pictures")
-    add_data_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    least, most = (4, 26) if args.figure == 1 else (1, 1000)
-    if not least <= args.number <= most:
-        parser.error(f"figure {args.figure} takes --number {least} to {most}")
-    if args.figure in (4, 5) and not args.checkpoint:
-        parser.error(f"figure {args.figure} needs --checkpoint")
-    return args
-
-
-def pixels_of(x: torch.Tensor) -> torch.Tensor:
-    """Normalised images (B, 3, H, W) as values in [0, 1] again."""
-    mean, std = (
-        torch.tensor(v, device=x.device)[:, None, None] for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
-    )
-    return (x * std + mean).clamp(0, 1)
+from pixel_sampling.settings import QUERIES
+from pixel_sampling.test import load_network, open_test
 
 
 def training_batch(args, chosen):
     """Normalised training images (B, 3, H, W) and their parts (B, H, W); chosen(samples, rng) -> indices."""
-    flags = vars(train_flags([])) | {
+    settings = vars(train_flags([])) | {
         "data_dir": args.data_dir or "data",
         "synthetic": args.synthetic,
         "cache": args.cache,
         "cache_dir": args.cache_dir,
         "workers": args.workers,
     }
-    run = runtime.start(Namespace(**flags), "pixel_sampling")
+    run = runtime.start(Namespace(**settings), "pixel_sampling")
     data = inputs.dataset(run, "prcc", mask_format=args.mask_format or "part6")
     samples = [data.train[i] for i in chosen(data.train, np.random.default_rng(args.seed))]
     store = images.open_images(
-        [s.path for s in samples], flags["height"], flags["width"], interpolation="bilinear", cache="off"
+        [s.path for s in samples], settings["height"], settings["width"], interpolation="bilinear", cache="off"
     )
-    parts = open_masks(samples, flags["height"], flags["width"], args.mask_format or "part6", cache="off").gather(
+    parts = open_masks(samples, settings["height"], settings["width"], args.mask_format or "part6", cache="off").gather(
         np.arange(len(samples))
     )
     return transforms.normalize(store.gather(np.arange(len(samples)))), parts[:, 0], samples
@@ -103,10 +68,10 @@ def trio_and_others(samples, rng, others: int):
 def figure1(args) -> list[Path]:
     """Rows: images, six parts, X' of this batch; vector beside flat."""
     x, parts, samples = training_batch(args, lambda s, rng: trio_and_others(s, rng, args.number - 3))
-    rows, titles = [list(pixels_of(x)), [palette(6)[p] for p in parts.numpy()]], ["image", "parts"]
+    rows, titles = [list(transforms.pictures(x)), [palette(6)[p] for p in parts.numpy()]], ["image", "parts"]
     for mode in ("vector", "flat"):
         changed = sampling.sample_pixels(x, parts, torch.Generator().manual_seed(args.seed), mode=mode)
-        rows.append(list(pixels_of(changed).contiguous()))
+        rows.append(list(transforms.pictures(changed).contiguous()))
         titles.append(f"changed ({mode})")
     columns = [f"({letter})" for letter in "abcdefghijklmnopqrstuvwxyz"[: len(samples)]]
     return [
@@ -292,5 +257,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

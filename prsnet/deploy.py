@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import checkpoints, runtime
+from common import checkpoints, log_folder, runfiles, runtime
 from prsnet.model import SIZES, Encoder, fold
 from prsnet.test import load_network
 
@@ -93,10 +93,10 @@ def main(args):
         }
         state["state_dict"] = {**{f"encoder.{k}": v.cpu() for k, v in folded.state_dict().items()}, **weights}
         state |= {"optimizer": {}, "scheduler": {}, "scaler": {}, "args": {**state["args"], "block": "plain"}}
-        checkpoints.replace(Path(args.out), lambda out: torch.save(state, out))
+        runfiles.replace(Path(args.out), lambda out: torch.save(state, out))
         print(f"written: {args.out}")
     if args.row == "extra/fold" and not args.checkpoint and any(word.split("=")[0] == "--row" for word in sys.argv[1:]):
-        runtime.open_log(run, "no-data")
+        log_folder.open_log(run, "no-data")
         data = {"name": "no-data", "kind": "real", "images": 0, "ids": 0, "cams": 0, "digest": ""}
         print(f"result: {runtime.record(run, found, data, {'network': 'encoder in eval mode, random weights'})}")
 

@@ -1,4 +1,4 @@
-"""The flags of prsnet/pretrain.py and prsnet/train.py. Defaults are the paper's; --preset authors is their code's.
+"""The flags of prsnet's scripts. Defaults are the paper's; --preset authors is their code's.
 
 Flags left out take the preset's value; a flag that is given wins.
 """
@@ -7,7 +7,8 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common import flags, records
+from common import commandline, datasets, flags, records
+from common.datasets.person_crops import TREES
 from prsnet import settings
 from prsnet.settings import BLOCKS, SIZES
 
@@ -42,18 +43,8 @@ AUTHORS_MAE = {  # the published transformer has no pass with hidden blocks, and
 def shared(parser: ArgumentParser, script: str) -> None:
     """Flags of both trainings, and those of every script."""
     add = parser.add_argument_group("network and mask").add_argument
-    add(
-        "--preset",
-        choices=["paper", "authors"],
-        default="paper",
-        help="defaults of the other flags: the paper, or its code",
-    )
-    add(
-        "--model",
-        choices=["prsnet", "mae"],
-        default="prsnet",
-        help="convolutional autoencoder, or MAE's transformer (Table III)",
-    )
+    flags.choice(add, "--preset", "paper authors", "defaults of the other flags: the paper, or its code")
+    flags.choice(add, "--model", "prsnet mae", "convolutional autoencoder, or MAE's transformer (Table III)")
     add("--size", choices=list(SIZES), default="full", help="widths and depths; small is for one CPU, tiny for tests")
     add(
         "--block",
@@ -63,8 +54,7 @@ def shared(parser: ArgumentParser, script: str) -> None:
     add("--bottleneck", type=int, help="length of the feature (default: 2048)")
     add("--mask-block", type=int, nargs=2, default=[16, 8], metavar=("H", "W"), help="pixels of a block, sec. III-A")
     add("--mask-ratio", type=float, default=settings.RATIO, help="hidden share of the blocks, sec. III-A")
-    add("--height", type=int, default=256, help="pixels")
-    add("--width", type=int, default=128, help="pixels")
+    flags.add_size(add)
     flags.add_run_flags(parser)
     text = {
         "pretrain.py": "none: pre-training starts from random weights",
@@ -146,8 +136,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         metavar="KEY=VALUE",
         help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
     )
-    add("-b", "--batch-size", type=int, help="images a step over all processes (default: 64, 16 identities x 4)")
-    add("--num-instances", type=int, default=4, help="images of an identity in a batch, K")
+    flags.add_batch(add, None, 4, " (default: 64, 16 identities x 4)")
     add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
     add("--iters", type=int, help="at most so many steps an epoch (default: all)")
     add("--lr", type=float, default=3.5e-4, help="Adam; linear warm-up over 1/12 of the epochs, x 0.1 at 1/3 and 7/12")
@@ -159,12 +148,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         default=list(settings.PROTOCOLS),
         help="how to measure",
     )
-    add(
-        "--centroid-distractors",
-        choices=["drop", "keep"],
-        default="drop",
-        help="people without a query in the centroid protocols",
-    )
+    flags.choice(add, "--centroid-distractors", "drop keep", "people without a query in the centroid protocols")
     return flags.parse(parser, "prsnet", argv, lambda args: complete(args, "train.py"))
 
 
@@ -279,16 +263,92 @@ def deploy_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--out", help="file for the folded checkpoint")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the random network")
-    parser.add_argument("--height", type=int, default=256, help="pixels")
-    parser.add_argument("--width", type=int, default=128, help="pixels")
+    flags.add_size(parser.add_argument)
     parser.add_argument("-b", "--batch-size", type=int, default=8, help="images of a timed pass")
     parser.add_argument("--passes", type=int, default=7, help="timed passes; the median counts")
     flags.add_run_flags(parser)
     return flags.parse(parser, "prsnet", argv, files=("checkpoint",))
 
 
+def test_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of prsnet/test.py."""
+    parser = flags.test_parser("prsnet/test.py", "Evaluate a checkpoint and draw Figures 5-7.")
+    add = parser.add_argument
+    add("--viz", choices=["recon", "heat", "rank"], help="draw instead of measuring")
+    add("--images", help="folder of person images for --viz recon and heat (default: the queries)")
+    add("--number", type=int, default=9, help="images or queries in a picture")
+    add("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
+    add("--protocol", nargs="+", choices=list(settings.PROTOCOLS), default=list(settings.PROTOCOLS))
+    flags.choice(add, "--centroid-distractors", "drop keep", "people without a query")
+    add("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
+    add("--seed", type=int, default=0, help="of the masks and the choice of queries")
+    add("-b", "--batch-size", type=int, default=128)
+    return flags.parse_test(parser, argv)
+
+
+def prepare_args(argv: list[str] | None = None) -> Namespace:
+    """The flags of prsnet/prepare.py."""
+    parser = ArgumentParser(
+        prog="python -m prsnet.prepare", description="Cut person crops for pre-training.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--coco", nargs="+", default=[], metavar="JSON", help="COCO annotations, e.g. person_keypoints_train2017.json")
+    add("--coco-images", help="folder of COCO's images (default: train2017 or val2017 beside the annotations)")
+    add("--voc", nargs="+", default=[], metavar="DIR", help="VOC2007 and VOC2012 folders")
+    add("--split", default="trainval", help="list of VOC images")
+    add(
+        "--mix", nargs="+", default=[], metavar="NAME", help="ReID data sets whose training images join, without labels"
+    )
+    add("--mix-include-test", action="store_true", help="their query and gallery images too: leaks the test set")
+    add("--synthetic", choices=flags.SYNTHETIC, help="draw street scenes with people and cut those")
+    add("--data-dir", default="data", help="where ReID data sets are and rendered ones are written")
+    add("--out", help=f"folder that gets {TREES[0]} (default: --data-dir)")
+    add(
+        "--kpt",
+        choices=list(settings.THRESHOLDS),
+        default="coco-gt",
+        help="what tells whether all 17 key points are there: COCO's annotation, torchvision, HRNet's scores, nothing",
+    )
+    add(
+        "--voc-kpt", choices=["keypointrcnn", "json", "none"], help="the same for VOC (default: --kpt, or keypointrcnn)"
+    )
+    add("--kpt-json", metavar="FILE", help="17 scores per crop of an HRNet run over the crops of --kpt none")
+    add("--kpt-weights", metavar="FILE", help="state_dict of torchvision's keypointrcnn_resnet50_fpn")
+    add(
+        "--kpt-thr",
+        type=float,
+        help="a key point counts above this (default: json 0.3, others 0; coco-gt: 0 annotated, 1 visible)",
+    )
+    add("--min-w", type=int, default=0, help="drop narrower boxes, pixels (the authors' code has 80, commented out)")
+    add("--min-h", type=int, default=0, help="drop lower boxes, pixels (160 there)")
+    add("-j", "--workers", type=int, default=4, help="threads")
+    args = parser.parse_args(commandline.words(argv))
+    if not (args.coco or args.voc or args.mix or args.synthetic):
+        parser.error("nothing to cut: give --coco, --voc, --mix or --synthetic")
+    if args.mix_include_test and not args.mix:
+        parser.error("--mix-include-test goes with --mix")
+    try:
+        args.mix = list(dict.fromkeys(datasets.canonical(name) for name in args.mix))  # each once
+    except ValueError as error:
+        parser.error(f"--mix: {error}")
+    used = {args.kpt} if args.coco else set()
+    used |= {voc_mode(args)} if args.voc else set()
+    if args.kpt_thr is not None and "coco-gt" in used and not 0 <= args.kpt_thr < 2:
+        parser.error(f"--kpt-thr {args.kpt_thr}: COCO's flags are 0, 1 and 2, so --kpt coco-gt takes 0 or 1")
+    if args.kpt_thr is not None and used <= {"none"}:
+        parser.error("--kpt-thr has no key points to count; give --kpt a source of them")
+    return args
+
+
+def voc_mode(args: Namespace) -> str:
+    """Where VOC's key points come from: it has none of its own."""
+    return args.voc_kpt or ("keypointrcnn" if args.kpt == "coco-gt" else args.kpt)
+
+
 PARSERS = {
     "train.py": train_args,
+    "test.py": test_args,
+    "prepare.py": prepare_args,
     "pretrain.py": pretrain_args,
     "deploy.py": deploy_args,
-}  # of the scripts that rows run
+}

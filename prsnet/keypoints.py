@@ -4,32 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, keypointrcnn_resnet50_fpn
 
-from common import checkpoints
 from common.datasets import lists
+from common.keypoints import COCO
 from prsnet.annotations import POINTS, is_number
 
-THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
-NAMES = (
-    "nose",
-    "left eye",
-    "right eye",
-    "left ear",
-    "right ear",
-    "left shoulder",
-    "right shoulder",
-    "left elbow",
-    "right elbow",
-    "left wrist",
-    "right wrist",
-    "left hip",
-    "right hip",
-    "left knee",
-    "right knee",
-    "left ankle",
-    "right ankle",
-)
+NAMES = [name.replace("_", " ") for name in COCO]
 
 
 def load_scores(path: str | Path) -> dict[str, list[float]]:
@@ -58,34 +38,6 @@ def load_scores(path: str | Path) -> dict[str, list[float]]:
         if name not in scores or np.mean(values) > np.mean(scores[name]):
             scores[name] = [float(v) for v in values]
     return scores
-
-
-def detector(weights: str | Path | None, device: torch.device) -> torch.nn.Module:
-    """torchvision's Keypoint R-CNN in eval mode.
-
-    weights: its state_dict file, or None for torchvision's own, downloaded and checked by it at the first use.
-
-    Raises: FileNotFoundError with the remedy if the weights cannot be had, ValueError if the file does not fit.
-    """
-    if weights is None:
-        try:
-            state = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"cannot fetch torchvision's Keypoint R-CNN ({error}); download "
-                f"{KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url} elsewhere and pass --kpt-weights FILE, "
-                f"or use --kpt coco-gt or --kpt none"
-            ) from error
-    else:
-        state = checkpoints.load(weights, "--kpt-weights")
-    model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    try:
-        model.load_state_dict(state)  # not checkpoints.fit: torchvision renames the tensors of its older files here
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
-        ) from error
-    return model.eval().to(device)
 
 
 @torch.inference_mode()

@@ -10,29 +10,36 @@ the counts; the paper's 80,689 crops are COCO and VOC together. A crop is the an
 Paper silent: which VOC years (give the folders you want), the size of a person, the threshold of a key point.
 """
 
-import argparse
 import functools
 import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
+from common import flags
+from prsnet.flags import prepare_args as parse_args
+from prsnet.flags import voc_mode
+
+if __name__ == "__main__":
+    flags.answer(parse_args)  # torch is loaded below
+
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common import commandline, datasets, devices, pixels, synthetic
+from common import datasets, devices, pixels, synthetic
 from common.datasets import luperson
 from common.datasets.base import zero_is_distractor
 from common.datasets.files import MARKER, shown
 from common.datasets.person_crops import PUBLISHED, TREES
-from common.flags import SYNTHETIC
 from common.inputs import data_name
-from prsnet import annotations, keypoints
+from common.keypoints import detector
+from prsnet import annotations, keypoints, settings
 from prsnet.annotations import Person
 from prsnet.protocols import TEST_IMAGES
 
@@ -40,74 +47,7 @@ MIN_SIDE = 8  # pixels; smaller boxes are always dropped
 LISTED = 60  # so many people are listed one by one
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m prsnet.prepare", description="Cut person crops for pre-training.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "--coco", nargs="+", default=[], metavar="JSON", help="COCO annotations, e.g. person_keypoints_train2017.json"
-    )
-    parser.add_argument(
-        "--coco-images", help="folder of COCO's images (default: train2017 or val2017 beside the annotations)"
-    )
-    parser.add_argument("--voc", nargs="+", default=[], metavar="DIR", help="VOC2007 and VOC2012 folders")
-    parser.add_argument("--split", default="trainval", help="list of VOC images")
-    parser.add_argument(
-        "--mix", nargs="+", default=[], metavar="NAME", help="ReID data sets whose training images join, without labels"
-    )
-    parser.add_argument(
-        "--mix-include-test", action="store_true", help="their query and gallery images too: leaks the test set"
-    )
-    parser.add_argument("--synthetic", choices=SYNTHETIC, help="draw street scenes with people and cut those")
-    parser.add_argument("--data-dir", default="data", help="where ReID data sets are and rendered ones are written")
-    parser.add_argument("--out", help=f"folder that gets {TREES[0]} (default: --data-dir)")
-    parser.add_argument(
-        "--kpt",
-        choices=list(keypoints.THRESHOLDS),
-        default="coco-gt",
-        help="what tells whether all 17 key points are there: COCO's annotation, torchvision, HRNet's scores, nothing",
-    )
-    parser.add_argument(
-        "--voc-kpt", choices=["keypointrcnn", "json", "none"], help="the same for VOC (default: --kpt, or keypointrcnn)"
-    )
-    parser.add_argument(
-        "--kpt-json", metavar="FILE", help="17 scores per crop of an HRNet run over the crops of --kpt none"
-    )
-    parser.add_argument("--kpt-weights", metavar="FILE", help="state_dict of torchvision's keypointrcnn_resnet50_fpn")
-    parser.add_argument(
-        "--kpt-thr",
-        type=float,
-        help="a key point counts above this (default: json 0.3, others 0; coco-gt: 0 annotated, 1 visible)",
-    )
-    parser.add_argument(
-        "--min-w", type=int, default=0, help="drop narrower boxes, pixels (the authors' code has 80, commented out)"
-    )
-    parser.add_argument("--min-h", type=int, default=0, help="drop lower boxes, pixels (160 there)")
-    parser.add_argument("-j", "--workers", type=int, default=4, help="threads")
-    args = parser.parse_args(commandline.words(argv))
-    if not (args.coco or args.voc or args.mix or args.synthetic):
-        parser.error("nothing to cut: give --coco, --voc, --mix or --synthetic")
-    if args.mix_include_test and not args.mix:
-        parser.error("--mix-include-test goes with --mix")
-    try:
-        args.mix = list(dict.fromkeys(datasets.canonical(name) for name in args.mix))  # each once
-    except ValueError as error:
-        parser.error(f"--mix: {error}")
-    used = {args.kpt} if args.coco else set()
-    used |= {voc_mode(args)} if args.voc else set()
-    if args.kpt_thr is not None and "coco-gt" in used and not 0 <= args.kpt_thr < 2:
-        parser.error(f"--kpt-thr {args.kpt_thr}: COCO's flags are 0, 1 and 2, so --kpt coco-gt takes 0 or 1")
-    if args.kpt_thr is not None and used <= {"none"}:
-        parser.error("--kpt-thr has no key points to count; give --kpt a source of them")
-    return args
-
-
-def voc_mode(args: argparse.Namespace) -> str:
-    """Where VOC's key points come from: it has none of its own."""
-    return args.voc_kpt or ("keypointrcnn" if args.kpt == "coco-gt" else args.kpt)
-
-
-def prepare(args: argparse.Namespace) -> Path:
+def prepare(args: Namespace) -> Path:
     """Cut everything that the flags name; returns the folder. See the module for what it holds.
 
     Raises: FileNotFoundError, ValueError for annotations that do not fit their images, nobody annotated, or no crop
@@ -199,7 +139,7 @@ def synthetic_crops(data_dir: str | Path, size: str, workers: int = 2, seed: int
 # -------------------------------------------------------------------------------------------------------------- cutting
 
 
-def cut_all(people: list[Person], draft: Path, args: argparse.Namespace) -> list[dict]:
+def cut_all(people: list[Person], draft: Path, args: Namespace) -> list[dict]:
     """Cut and judge everybody; one plain row each, in the order of `people`."""
     modes = {"coco": args.kpt, "voc": voc_mode(args)}
     judges = {source: judge(modes[source], args) for source in sorted({p.source for p in people})}
@@ -218,9 +158,9 @@ def cut_all(people: list[Person], draft: Path, args: argparse.Namespace) -> list
         ]
 
 
-def judge(mode: str, args: argparse.Namespace):
+def judge(mode: str, args: Namespace):
     """A function (person, crop (H, W, 3) uint8) -> (scores or None, reason to drop it or "") for a key-point mode."""
-    threshold = keypoints.THRESHOLDS[mode] if args.kpt_thr is None else args.kpt_thr
+    threshold = settings.THRESHOLDS[mode] if args.kpt_thr is None else args.kpt_thr
     if mode == "none":
         return lambda person, crop: (None, "")
     if mode == "coco-gt":
@@ -236,7 +176,7 @@ def judge(mode: str, args: argparse.Namespace):
 
         return look_up
     device = devices.choose()
-    model = keypoints.detector(args.kpt_weights, device)
+    model = detector(args.kpt_weights, "--kpt-weights", ", or use --kpt coco-gt or --kpt none").to(device)
 
     def detect(person, crop):
         scores = keypoints.detect(model, crop, device)
@@ -252,7 +192,7 @@ def coco_judge(person: Person, crop: np.ndarray, threshold: float):
     return list(person.visibility), keypoints.verdict(list(person.visibility), threshold)
 
 
-def cut_image(group: list[Person], draft: Path, judges: dict, args: argparse.Namespace) -> list[dict]:
+def cut_image(group: list[Person], draft: Path, judges: dict, args: Namespace) -> list[dict]:
     """Cut the people of one image, save those that are kept; one row each."""
     path = group[0].image
     try:
@@ -282,7 +222,7 @@ def cut_image(group: list[Person], draft: Path, judges: dict, args: argparse.Nam
     return rows
 
 
-def size_verdict(width: int, height: int, args: argparse.Namespace) -> str:
+def size_verdict(width: int, height: int, args: Namespace) -> str:
     if width < MIN_SIDE or height < MIN_SIDE:
         return f"a side below {MIN_SIDE} pixels"
     if width < args.min_w or height < args.min_h:
@@ -290,7 +230,7 @@ def size_verdict(width: int, height: int, args: argparse.Namespace) -> str:
     return ""
 
 
-def mixed(args: argparse.Namespace, draft: Path) -> list[dict]:
+def mixed(args: Namespace, draft: Path) -> list[dict]:
     """Training images of ReID data sets, copied without their labels (the authors' mixReID)."""
     rows = []
     for name in args.mix:

@@ -18,14 +18,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from prsnet.flags import fine_tuning, pretrain_args
+from prsnet.flags import fine_tuning
+from prsnet.flags import pretrain_args as parse_args
 
 if __name__ == "__main__":
-    arguments = flags.answer(pretrain_args)  # torch is loaded below
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import torch
 
-from common import batchnorm, checkpoints, images, inputs, processes, records, runtime, transforms
+from common import batchnorm, checkpoints, images, inputs, log_folder, processes, records, runfiles, runtime, transforms
 from common.epoch import Epoch
 from prsnet import masking, protocols, sampling
 from prsnet.mae import MAE
@@ -33,10 +34,6 @@ from prsnet.model import SIZES, PRSNet
 from prsnet.prepare import synthetic_crops
 
 PROBES = 256  # images, un-augmented and with fixed masks, on which a run is measured
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    return pretrain_args(argv)
 
 
 def build_model(args: Namespace) -> torch.nn.Module:
@@ -104,7 +101,7 @@ def train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, 
 def probe(run, args, model, store) -> dict:
     """Eq. (1) on un-augmented images under fixed masks, of the network and of drawing the image's mean colour."""
     model, grid, sums, seen = (
-        runtime.bare(model).eval(),
+        log_folder.bare(model).eval(),
         masking.grid_of(args.height, args.width, args.mask_block),
         [0.0, 0.0],
         0,
@@ -127,7 +124,7 @@ def keep_best(run, model, epoch, loss):
     if run.main:
         state = {
             "schema": checkpoints.SCHEMA,
-            "state_dict": runtime.bare(model).state_dict(),
+            "state_dict": log_folder.bare(model).state_dict(),
             "optimizer": {},
             "scheduler": {},
             "scaler": {},
@@ -136,7 +133,7 @@ def keep_best(run, model, epoch, loss):
             "extra": {"loss": loss},
             "wall_s": run.spent + time.time() - run.started,
         }
-        checkpoints.replace(run.log_dir / "best.pt", lambda file: torch.save(state, file))
+        runfiles.replace(run.log_dir / "best.pt", lambda file: torch.save(state, file))
 
 
 def crops(run, args):
@@ -156,7 +153,7 @@ def main(args):
     data = crops(run, args)
     if leaked := protocols.test_images_among(data.root):
         run.args["test_images_of"] = leaked
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, args.height, args.width, name="person crops")
     steps = len(sampling.shuffled_batches(len(store), args.batch_size, seed=0, epoch=0, world_size=run.world_size))
     model, optimizer, scheduler = build(args, run, steps)
@@ -170,7 +167,7 @@ def main(args):
         erase=0.0,
         channels_last=True,
     )
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler)
     for epoch in range(first, args.epochs):
         runtime.seed_epoch(run, epoch)
         stats = train_one_epoch(run, args, model, optimizer, scheduler, grad_scaler, store, augment, epoch)
@@ -178,14 +175,14 @@ def main(args):
         keep_best(run, model, epoch + 1, loss)
         stats |= {"lr": scheduler.get_last_lr()[0]}
         if (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs:
-            runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
+            log_folder.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
         elif run.main:
             records.append_log(run.log_dir / "log.jsonl", {"epoch": epoch + 1, **stats})
     metrics = probe(run, args, model, store) | {
         "loss": loss if first < args.epochs else run.extra["best_loss"],
         "best_loss": run.extra["best_loss"],
     }
-    runtime.say(
+    processes.say(
         run,
         f"hidden blocks: {metrics['masked_mse']:.4f}; the image's mean colour there: {metrics['mean_colour_mse']:.4f}",
     )
@@ -193,8 +190,8 @@ def main(args):
         run, metrics, inputs.describe(data), {"mask": "fixed, un-augmented images"}, epoch=args.epochs
     )
     best, told = run.log_dir / "best.pt", f"{run.extra['best_loss']:.4f} in epoch {run.extra['best_epoch']}"
-    runtime.say(run, f"lowest loss {told}: {best}; result in {path}")
-    runtime.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
+    processes.say(run, f"lowest loss {told}: {best}; result in {path}")
+    processes.say(run, f"fine-tune from it: {fine_tuning(args, best)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ MARGIN = 0.5  # Paper silent: alpha and alpha_c
 FORMS = ("mctl", "mctl-literal", "mctl-authors", "ctl", "ctl-literal", "ctl-authors", "none")
 DISTANCES = ("l2", "sq")
 RATIO = 0.75  # hidden share of the blocks, sec. III-A
+THRESHOLDS = {"coco-gt": 0.0, "keypointrcnn": 0.0, "json": 0.3, "none": float("-inf")}  # kept: every score above this
 BLOCKS = ("rep", "plain", "v2")
 
 

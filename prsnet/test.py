@@ -9,40 +9,25 @@ python prsnet/test.py --weights CHECKPOINT --query DIR --gallery DIR --out DIR  
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
+
+from common import flags
+from prsnet.flags import test_args as parse_args
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import checkpoints, distances, images, inputs, own_images, runtime, transforms, visualize
+from common import checkpoints, images, inputs, log_folder, own_images, processes, runtime, transforms, visualize
 from prsnet import masking, pretrain, protocols, train
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(
-        prog="prsnet/test.py", description="Evaluate a checkpoint and draw Figures 5-7.", allow_abbrev=False
-    )
-    parser.add_argument("--checkpoint", "--weights", required=True, help="a file, or a log folder (its newest)")
-    parser.add_argument("--viz", choices=["recon", "heat", "rank"], help="draw instead of measuring")
-    parser.add_argument("--images", help="folder of person images for --viz recon and heat (default: the queries)")
-    parser.add_argument("--number", type=int, default=9, help="images or queries in a picture")
-    parser.add_argument("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
-    parser.add_argument("--protocol", nargs="+", choices=list(protocols.PROTOCOLS), default=list(protocols.PROTOCOLS))
-    parser.add_argument(
-        "--centroid-distractors", choices=["drop", "keep"], default="drop", help="people without a query"
-    )
-    parser.add_argument("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks and the choice of queries")
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    runtime.add_test_flags(parser)
-    own_images.add_flags(parser)
-    args = parser.parse_args(runtime.words(argv))
-    own_images.check(parser, args)
-    return args
+FORM = "unit length"  # of protocol image
 
 
 def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
@@ -50,10 +35,7 @@ def load_network(path: str) -> tuple[torch.nn.Module, dict, Path]:
 
     Raises: FileNotFoundError, ValueError as checkpoints.read and checkpoints.fit.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = checkpoints.newest(file) or file / "checkpoint_*.pt"
-    state = checkpoints.read(file)
+    file, state = checkpoints.read_newest(path)
     trained, weights = Namespace(**state["args"]), checkpoints.strip_prefixes(state["state_dict"])
     if not hasattr(trained, "mask_block"):
         raise ValueError(f"{file} is no checkpoint of prsnet (it was trained with other flags)")
@@ -70,13 +52,10 @@ def main(args):
     if own_images.wanted(args):
         if "mask_loss" in trained:
             raise ValueError(f"{file} is a pre-training checkpoint; ranking and export need one of prsnet/train.py")
-        descriptor = own_images.Descriptor(model, after=F.normalize)  # protocol image
-        size = trained["height"], trained["width"]
-        return own_images.run(args, descriptor, size, Path(args.out or file.parent), interpolation="bilinear")
-    chosen = {k: getattr(args, k) or trained.get(k) or "market" for k in ("dataset", "data_dir")}
-    chosen["synthetic"] = None if args.real else args.synthetic or trained["synthetic"]
-    places = {k: getattr(args, k) for k in ("workers", "cache", "cache_dir", "amp")}
-    run = runtime.start(Namespace(**{**trained, **chosen, **places, "compile": False, "logs_dir": "logs"}), "prsnet")
+        descriptor = own_images.Descriptor(model, FORM, after=F.normalize)
+        origin = own_images.origin("prsnet", model, trained, "bilinear")
+        return own_images.run(args, descriptor, origin, Path(args.out or file.parent))
+    run = runtime.start(flags.of_test(args, {"dataset": "market", **trained, "logs_dir": "logs"}), "prsnet")
     model = model.to(run.device, memory_format=torch.channels_last)
     size, pretrained = (trained["height"], trained["width"]), "mask_loss" in trained
     if pretrained and args.viz not in ("recon", "heat"):
@@ -90,26 +69,23 @@ def main(args):
     if args.viz in ("recon", "heat"):
         pixels = pictures(run, args, size)
         draw = draw_reconstructions if args.viz == "recon" else draw_heat_maps
-        runtime.say(run, draw(out, run, model, pixels, trained, args.seed))
+        processes.say(run, draw(out, run, model, pixels, trained, args.seed))
         return
-    data = inputs.dataset(run, chosen["dataset"])
+    data = inputs.dataset(run, run.args["dataset"])
     inputs.trained_on(run, data, trained)
     store = inputs.open_images(
         run, data.query + data.gallery, *size, name=f"{data.name} test", interpolation="bilinear"
     )
     feats = inputs.extract(run, model, store, batch_size=args.batch_size)
     if args.export_features and run.main:
-        own_images.write_features(args.export_features, feats, own_images.sample_rows(data))
+        origin = own_images.origin("prsnet", log_folder.bare(model), trained, "bilinear")
+        own_images.export_data(args.export_features, F.normalize(feats), data, origin, FORM)
     if args.viz == "rank":
-        runtime.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
+        processes.say(run, draw_rank_list(out, data, feats, args.number, args.seed))
         return
     remark = protocols.seen(trained, inputs.data_name(data))
     for name, m in protocols.all_metrics(data, feats, args.protocol, args.centroid_distractors).items():
-        runtime.say(
-            run,
-            f"protocol {name}: mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}, rank-5 {100 * m.rank(5):.1f}, "
-            f"rank-10 {100 * m.rank(10):.1f}, mINP {100 * m.mINP:.1f} ({m.num_valid} queries){remark}",
-        )
+        processes.say(run, f"protocol {name}: {m}{remark}")
 
 
 def pictures(run, args, size) -> torch.Tensor:
@@ -133,10 +109,7 @@ def masks(pixels, trained, seed) -> torch.Tensor:
 
 def shown(x: torch.Tensor) -> list[torch.Tensor]:
     """Normalised images (N, 3, H, W) as pictures in [0, 1]."""
-    mean, std = (
-        torch.tensor(v, device=x.device).view(3, 1, 1) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
-    )
-    return list((x * std + mean).clamp(0, 1).cpu())
+    return list(transforms.pictures(x).cpu())
 
 
 @torch.no_grad()
@@ -170,26 +143,12 @@ def draw_heat_maps(path, run, model, pixels, trained, seed) -> str:
 
 def draw_rank_list(path, data, feats, number, seed) -> str:
     """Figure 7: queries and their ten nearest valid gallery images, protocol image; up to three views of a person."""
-    q, feats = len(data.query), F.normalize(feats)
     order = np.random.default_rng(seed).permutation(np.unique([s.pid for s in data.query]))
     chosen = [i for pid in order for i in [i for i, s in enumerate(data.query) if s.pid == pid][:3]][:number]
-    dist = distances.pairwise(feats[:q][chosen], feats[q:]).cpu().numpy()
-    pids, camids = ([getattr(data.query[i], key) for i in chosen] for key in ("pid", "camid"))
-    indices, matches, values = visualize.top_matches(
-        dist, pids, [s.pid for s in data.gallery], camids, [s.camid for s in data.gallery], k=10
-    )
-    file = visualize.rank_list(
-        path,
-        [data.query[i].path for i in chosen],
-        [s.path for s in data.gallery],
-        indices,
-        matches,
-        values,
-        title="protocol image: query and its ten nearest images",
-    )
+    title = "protocol image: query and its ten nearest images"
+    file = visualize.data_rank_list(path, data, F.normalize(feats), chosen, title=title)
     return f"rank list: {file}"
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     runtime.execute(main, arguments)

@@ -16,25 +16,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
 from common import flags
-from prsnet.flags import train_args, variants, weights_file
+from prsnet.flags import train_args as parse_args
+from prsnet.flags import variants, weights_file
 
 if __name__ == "__main__":
-    arguments = flags.answer(train_args)  # torch is loaded below
+    arguments = flags.answer(parse_args)  # torch is loaded below
 
 import numpy as np
 import torch
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, images, inputs, log_folder, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from prsnet import losses, masking, protocols, sampling
 from prsnet.model import SIZES
 from prsnet.reid import Output, ReID, build_encoder, load_pretrained
 
 ERASE_FILL = {"zero": (0.0, 0.0, 0.0), "mean": transforms.IMAGENET_MEAN}  # in the normalised image
-
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    return train_args(argv)
 
 
 def build_model(args: Namespace, num_classes: int) -> ReID:
@@ -63,7 +60,7 @@ def build(args, run, num_classes, data_name):
     """Model on the device, Adam over all but the centres, SGD 0.5 for those, and the schedule."""
     model = build_model(args, num_classes)
     if (path := weights_file(args, data_name)) is not None:
-        runtime.say(run, load_pretrained(model.encoder, path, same_network(args), variants(args)["norms"] == "drop"))
+        processes.say(run, load_pretrained(model.encoder, path, same_network(args), variants(args)["norms"] == "drop"))
     model = batchnorm.over_groups(model, run.world_size).to(run.device, memory_format=torch.channels_last)
     parameters = [p for name, p in model.named_parameters() if name != "centres" and p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -129,7 +126,7 @@ def train_one_epoch(run, args, model, optimizers, grad_scaler, store, labels, au
         with run.autocast():
             output = model(x, masked)
         output = global_batch(run, output, real_slots)
-        loss, parts = objective(args, runtime.bare(model).centres, output, real_slots, batch_labels)
+        loss, parts = objective(args, log_folder.bare(model).centres, output, real_slots, batch_labels)
         runtime.step(run, loss, optimizers, grad_scaler, epoch.where)
         epoch.add(len(x), loss=loss, **parts)
     return epoch.means(model)
@@ -144,7 +141,7 @@ def evaluate(run, args, model, data, store) -> dict:
 def show(run, name, metrics):
     for protocol in dict.fromkeys(key.rpartition(".")[0] for key in metrics):
         values = "   ".join(f"{key} {100 * metrics[f'{protocol}.{key}']:5.1f}" for key in ("mAP", "rank1", "rank10"))
-        runtime.say(
+        processes.say(
             run, f"{name:<16} protocol {protocol:<16} {values}{protocols.seen(run.args, run.args.get('data_name', ''))}"
         )
 
@@ -154,7 +151,7 @@ def main(args):
     samplers.check_shape(args.batch_size // args.num_instances, args.num_instances, run.rank, run.world_size)
     torch.backends.cudnn.benchmark = False  # batches differ in size: the autotuner would start over at each new one
     data = inputs.dataset(run, args.dataset)
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     size = (args.height, args.width)
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
     test_store = inputs.open_images(
@@ -168,7 +165,7 @@ def main(args):
     augment = transforms.Augment(
         erase_law="uniform", erase_fill=ERASE_FILL[variants(args)["erase"]], channels_last=True
     )
-    for epoch in range(runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
+    for epoch in range(log_folder.resume(run, model, optimizer, scheduler, grad_scaler), args.epochs):
         runtime.seed_epoch(run, epoch)
         stats = train_one_epoch(run, args, model, [optimizer, centres], grad_scaler, store, labels, augment, epoch)
         scheduler.step()
@@ -176,7 +173,7 @@ def main(args):
             run.extra["last"] = evaluate(run, args, model, data, test_store)
             show(run, f"epoch {epoch + 1}", run.extra["last"])
             stats |= run.extra["last"]
-        runtime.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, epoch + 1, model, optimizer, scheduler, grad_scaler, stats)
     protocol = {
         **inputs.MARKET_PROTOCOL,
         "protocols": ", ".join(args.protocol),
@@ -184,7 +181,7 @@ def main(args):
         **({"pretrained_on_test_images": True} if protocols.seen(run.args, inputs.data_name(data)) else {}),
     }
     path = runtime.record(run, run.extra["last"], inputs.describe(data), protocol, epoch=args.epochs)
-    runtime.say(run, f"result in {path}")
+    processes.say(run, f"result in {path}")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import datasets, inputs, synthetic
-from common.checkpoints import replace
-from results import schema
+from common import commandline
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +28,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--data-dir", default="data", help="folder that holds the data sets")
     parser.add_argument("--results-dir", default=str(ROOT / "results"))
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a number is wrong")
-    return parser.parse_args(argv)
+    return parser.parse_args(commandline.words(argv))
+
+
+if __name__ == "__main__":
+    arguments = parse_args()  # torch is loaded below
+
+from common import datasets, inputs, synthetic
+from common.runfiles import replace
+from results import schema
 
 
 @functools.cache
@@ -81,7 +87,6 @@ def correct(path: Path, ids: int) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     found = main(arguments)
     print(f"{found} numbers {'are wrong' if arguments.check else 'corrected'}")
     sys.exit(1 if arguments.check and found else 0)

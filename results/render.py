@@ -21,6 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed 
 
 from common import commandline
 from common.flags import RUNS
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="results/render.py", description=__doc__.splitlines()[0])
+    parser.add_argument("projects", nargs="*", metavar="PROJECT", help="print only these (default: all)")
+    parser.add_argument("--record", action="store_true", help="write the pages of the recorded results that git tracks")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if such a page is out of date")
+    parser.add_argument("--results-dir", type=Path, help="result files made here (default: runs of the repository)")
+    return parser.parse_args(commandline.words(argv))
+
+
+if __name__ == "__main__":
+    parse_args()  # torch and matplotlib are loaded below
+
 from common.runfiles import replace
 from results import claims, claims_shown, compare, curves, device, page, schema, tables
 from results.printing import (
@@ -65,15 +79,6 @@ missing, its path contradicts its content, a retrieval metric leaves [0, 1], or 
 runs of one row may differ in the seed only. A picture figures/<project>-*.png or .jpg appears on the page under the
 caption that a README gives it.
 """
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="results/render.py", description=__doc__.splitlines()[0])
-    parser.add_argument("projects", nargs="*", metavar="PROJECT", help="print only these (default: all)")
-    parser.add_argument("--record", action="store_true", help="write the pages of the recorded results that git tracks")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if such a page is out of date")
-    parser.add_argument("--results-dir", type=Path, help="result files made here (default: runs of the repository)")
-    return parser.parse_args(commandline.words(argv))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

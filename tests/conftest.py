@@ -77,6 +77,32 @@ def child_environment(**more) -> dict:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
+PEAK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+{before}
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+{call}
+print(resident("VmHWM") - before, {also})
+"""
+
+
+def peak_mib(before: str, call: str, also: str = "0") -> tuple[float, float]:
+    """MiB that a statement takes on top of what the statements before it left, in a Python of its own (Linux), and the
+    value of another expression.
+    """
+    done = script("-c", PEAK.format(root=str(ROOT), before=before, call=call, also=also))
+    assert done.returncode == 0, done.stderr
+    return tuple(map(float, done.stdout.split()))
+
+
 def kill_when(command: list, folder: Path, pattern: str) -> None:
     """Start a command and send kill -9 to all its processes as soon as a file below `folder` matches `pattern`."""
     process = subprocess.Popen(

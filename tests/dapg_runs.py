@@ -13,7 +13,7 @@ from conftest import write_market
 from dapg_trees import write_luperson, write_poses, write_regdb, write_sysu
 from PIL import Image
 
-from common import inputs, runtime
+from common import inputs, log_folder, runtime
 from common.epoch import Epoch
 from dapg import test, train
 from dapg.data import open_store
@@ -91,7 +91,7 @@ def finetuning(data: Path, *flags):
     opened = Data(args, run).open(args, run)
     model, optimizer, _ = downstream.build(args, run, opened)
     with torch.no_grad():  # the versions of an image are classified differently from the beginning
-        runtime.bare(model).classifier.weight *= 100
+        log_folder.bare(model).classifier.weight *= 100
     return args, run, model, optimizer, opened
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoints
+from common import checkpoints, runfiles
 
 FORK = multiprocessing.get_context("fork")
 
@@ -42,17 +42,15 @@ def test_kill_during_save_keeps_last_checkpoint(tmp_path):
     for _ in range(20):
         child = FORK.Process(target=save_forever, args=(tmp_path,))
         child.start()
-        while not checkpoints.listed(tmp_path):
+        while not runfiles.listed(tmp_path):
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        newest = checkpoints.newest(tmp_path)
+        newest = runfiles.newest(tmp_path)
         content = checkpoints.read(newest)
-        assert (
-            content["epoch"] == checkpoints.epoch_of(newest) and (content["state_dict"]["w"] == content["epoch"]).all()
-        )
-    checkpoints.remove_temporary(tmp_path)
+        assert content["epoch"] == runfiles.epoch_of(newest) and (content["state_dict"]["w"] == content["epoch"]).all()
+    runfiles.remove_temporary(tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -83,7 +81,7 @@ def test_full_disk_leaves_the_old_file_and_names_path_and_bytes(tmp_path):
 def test_two_newest_are_kept(tmp_path):
     for epoch in (1, 2, 9, 10, 11):
         checkpoints.write(tmp_path, epoch, state(epoch, 10))
-    assert [checkpoints.epoch_of(p) for p in checkpoints.listed(tmp_path)] == [10, 11]
+    assert [runfiles.epoch_of(p) for p in runfiles.listed(tmp_path)] == [10, 11]
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])

@@ -11,7 +11,7 @@ from conftest import ROOT, script
 from PIL import Image
 from scipy.io import savemat
 
-from common import checkpoints, runtime, transforms
+from common import checkpoints, runfiles, runtime, transforms
 from common.images import ImageStore
 from convnext_ap import test as testing
 from convnext_ap import train
@@ -191,7 +191,7 @@ def test_a_batch_without_positives_is_refused():
 
 
 def test_a_checkpoint_of_another_variant_is_refused(market_dir, trained, tmp_path):
-    newest = checkpoints.newest(log_dir(trained[0]))
+    newest = runfiles.newest(log_dir(trained[0]))
     other = script(*command(market_dir, tmp_path, "--simam", "none", "--resume", newest))
     said = "is a checkpoint of ConvNeXt-AP (--simam dw --parts 3), not of ConvNeXt-P (--simam none"
     assert other.returncode == 1 and said in other.stderr and "Traceback" not in other.stderr

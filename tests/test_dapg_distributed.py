@@ -10,7 +10,7 @@ from dapg_runs import data_dir, run_main, run_test
 from ranks import on_ranks
 from test_resume import assert_equal
 
-from common import checkpoints
+from common import checkpoints, runfiles
 
 SIZE = ["--backbone", "resnet18", "--height", 64, "--width", 32, "--workers", 0]
 ROBUST = ["--stage", "robust", "--batch-size", 8, "--epochs", 3, "--iters", 2, "--variant", "warmup=1", "queue=16"]
@@ -45,9 +45,9 @@ def test_a_killed_stage_one_continues_to_the_bit(tmp_path, launcher):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(data, whole, *ROBUST, launcher=launcher)
     kill_when([*launcher, *command(data, broken, *ROBUST)], broken, "logs/**/checkpoint_0001.pt")
-    assert checkpoints.epoch_of(checkpoints.newest(log_dir(broken))) < 3
+    assert runfiles.epoch_of(runfiles.newest(log_dir(broken))) < 3
     assert "continuing after epoch" in run(data, broken, *ROBUST, "--resume", launcher=launcher)
-    first, second = (checkpoints.read(checkpoints.newest(log_dir(out))) for out in (whole, broken))
+    first, second = (checkpoints.read(runfiles.newest(log_dir(out))) for out in (whole, broken))
     for key in ("epoch", "state_dict", "optimizer", "scheduler", "extra"):  # the queue and its pointer among them
         assert_equal(first[key], second[key], key)
     assert (log_dir(whole) / "log.jsonl").read_text() == (log_dir(broken) / "log.jsonl").read_text()
@@ -85,19 +85,8 @@ def evaluated(data, checkpoint, out) -> list[str]:
 def test_finetuning_and_evaluation_in_two_processes(tmp_path, stage, dataset, keys):
     """Two processes train; then one and two processes measure the same checkpoint, clean and corrupted, equally."""
     flags = [
-        "--stage",
-        stage,
-        "--dataset",
-        dataset,
-        "--weights",
-        "none",
-        "--batch-size",
-        32,
-        "--epochs",
-        1,
-        "--iters",
-        2,
-    ]
+        "--stage", stage, "--dataset", dataset, "--weights", "none", "--batch-size", 32, "--epochs", 1, "--iters", 2
+    ]  # fmt: skip
     on_ranks(2, whole_stages, data_dir(), tmp_path, [[*flags, "--variant", "draws=2"]])
     trained, said = result(tmp_path), evaluated(data_dir(), log_dir(tmp_path / "0"), tmp_path / "one")
     assert on_ranks(2, evaluated, data_dir(), log_dir(tmp_path / "0"), tmp_path / "two") == [said, []]  # rank 0 speaks

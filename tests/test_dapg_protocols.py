@@ -6,7 +6,7 @@ import torch
 from dapg_runs import data_dir, finetuning, run_main
 from torch.nn.functional import normalize
 
-from common import checkpoints, images, transforms
+from common import checkpoints, flags, images, transforms
 from common.datasets import regdb, sysu
 from dapg import test
 from dapg.data import CorruptedStore
@@ -107,22 +107,9 @@ def test_test_py_measures_the_network_of_the_result(tmp_path):
 
 
 def test_a_checkpoints_settings_meet_this_command_lines_data_and_place():
-    trained = test.Namespace(stage="agw", dataset="sysu", data_dir="there", synthetic="small", split=None, height=288)
-    trained.workers, trained.compile = 4, True
-    words = [
-        "--checkpoint",
-        "x",
-        "--data-dir",
-        "here",
-        "--real",
-        "--workers",
-        "0",
-        "--dataset",
-        "regdb",
-        "--split",
-        "3",
-    ]
-    found = test.restored(test.parse_args(words), trained)
+    trained = dict(stage="agw", dataset="sysu", data_dir="there", synthetic="small", split=None, height=288, workers=4)
+    words = "--checkpoint x --data-dir here --real --workers 0 --dataset regdb --split 3".split()
+    found = flags.of_test(test.parse_args(words), trained, "split", "logs_dir")
     assert (found.dataset, found.data_dir, found.synthetic, found.split) == ("regdb", "here", None, 3)
     assert (found.height, found.stage, found.workers, found.compile) == (288, "agw", 0, False)
 

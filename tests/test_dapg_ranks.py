@@ -10,7 +10,7 @@ import torch
 from dapg_runs import data_dir, finetuning, pretraining
 from ranks import on_ranks
 
-from common import processes, runtime
+from common import log_folder, processes, runtime
 from common.images import ImageStore
 from dapg.downstream import stage as downstream
 from dapg.flags import parse_args
@@ -75,7 +75,7 @@ def first_step(data, name: str, words: list[str], images: tuple[torch.Tensor, ..
         step = pretrain.make_step(args, run, 0, generated)
         loss, parts, keys = step.loss(model.train(), own_share(run, *images))
     loss.backward()
-    bare = runtime.bare(model)
+    bare = log_folder.bare(model)
     if hasattr(bare, "after_step"):
         bare.after_step(keys, 0.5)
     processes.sync_buffers(run, bare)

@@ -149,22 +149,9 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
     folder = notes[0].parent / json.loads(notes[0].read_text())["folder"]
     assert len(list(folder.glob("*_p3.jpg"))) == 48  # 8 people x 6 images
     flags = [
-        "--stage",
-        "align",
-        "--weights",
-        trunk,
-        "--source",
-        folder,
-        "--batch-size",
-        8,
-        "--epochs",
-        1,
-        "--iters",
-        2,
-        "--variant",
-        "queue=16",
-        "stage2_noise=0.5",
-    ]
+        "--stage", "align", "--weights", trunk, "--source", folder, "--batch-size", 8, "--epochs", 1, "--iters", 2,
+        "--variant", "queue=16", "stage2_noise=0.5"
+    ]  # fmt: skip
     run(home, *flags)
     assert "mc" in metrics(home, "market")
     hidden = next(folder.glob("*_p3.jpg"))
@@ -193,22 +180,9 @@ def test_figures_are_drawn_by_command(home, generated, tmp_path):
 )
 def test_finetuning_reports_both_protocols_clean_and_corrupted(home, trunk, stage, dataset, keys):
     said = run(
-        home,
-        "--stage",
-        stage,
-        "--dataset",
-        dataset,
-        "--weights",
-        trunk,
-        "--batch-size",
-        32,
-        "--epochs",
-        1,
-        "--iters",
-        1,
-        "--variant",
-        "draws=1",
-    )
+        home, "--stage", stage, "--dataset", dataset, "--weights", trunk, "--batch-size", 32, "--epochs", 1,
+        "--iters", 1, "--variant", "draws=1"
+    )  # fmt: skip
     found = metrics(home, dataset)
     for key in keys:
         for kind in ("", "pool.", "bn."):

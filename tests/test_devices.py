@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN, child_environment, script
 
 from aff_scl import train
-from common import checkpoints, devices, runtime
+from common import checkpoints, devices, runfiles, runtime
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_gpu_too_small_for_a_batch_ends_the_run_and_leaves_nothing_half_writte
     assert status == [1] and "the memory of the GPU is too small: " in said and "lower --batch-size (16)" in said
     assert not (tmp_path / "results").exists() and not list(tmp_path.rglob("*.tmp"))
     (log,) = tmp_path.rglob("log.jsonl")
-    assert checkpoints.read(checkpoints.newest(log.parent))["epoch"] == 1 == len(log.read_text().splitlines())
+    assert checkpoints.read(runfiles.newest(log.parent))["epoch"] == 1 == len(log.read_text().splitlines())
     train.main(train.parse_args([*map(str, (*TINY, "--epochs", 2, *places)), "--resume"]))
     assert list((tmp_path / "results").rglob("seed0.json"))
 

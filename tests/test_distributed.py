@@ -11,9 +11,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from common import processes, runtime
+from common import processes, runtime, flags
 parser = ArgumentParser()
-runtime.add_run_flags(parser)
+flags.add_run_flags(parser)
 args = parser.parse_args([])
 args.row, args.epochs = "row", 1
 """
@@ -72,18 +72,9 @@ def test_one_and_two_processes_train_and_evaluate(market_dir, tmp_path):
     for name, launcher in (("one", PYTHON), ("two", TORCHRUN)):
         out = tmp_path / name
         done = script(
-            ROOT / "aff_scl/train.py",
-            "--data-dir",
-            market_dir,
-            *TINY,
-            "--epochs",
-            1,
-            "--logs-dir",
-            out / "logs",
-            "--results-dir",
-            out / "results",
-            launcher=launcher,
-        )
+            ROOT / "aff_scl/train.py", "--data-dir", market_dir, *TINY, "--epochs", 1, "--logs-dir", out / "logs",
+            "--results-dir", out / "results", launcher=launcher
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads(next((out / "results").rglob("seed0.json")).read_text())["metrics"])
     for key in (
@@ -121,20 +112,9 @@ def test_restarted_job_ends_where_the_quiet_one_does(market_dir, tmp_path):
         out = tmp_path / name
         launcher = [*TORCHRUN, "--max-restarts=1"]
         done = script(
-            crash,
-            "--data-dir",
-            market_dir,
-            *TINY,
-            "--epochs",
-            2,
-            "--logs-dir",
-            out / "logs",
-            "--results-dir",
-            out / "results",
-            "--resume",
-            launcher=launcher,
-            CRASH=crashes,
-        )
+            crash, "--data-dir", market_dir, *TINY, "--epochs", 2, "--logs-dir", out / "logs", "--results-dir",
+            out / "results", "--resume", launcher=launcher, CRASH=crashes
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads(next((out / "results").rglob("seed0.json")).read_text())["metrics"])
     assert metrics[0] == metrics[1]

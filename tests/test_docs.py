@@ -189,7 +189,9 @@ def test_a_script_has_at_most_40_flags(script):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_flags_named_on_a_page_exist(page):
     scripts = [
-        p for p in SCRIPTS if re.search(r"^    arguments = |^def parse_args", p.read_text("utf-8"), re.MULTILINE)
+        p
+        for p in SCRIPTS
+        if re.search(r"^    arguments = |^    flags.answer|^def parse_args", p.read_text("utf-8"), re.MULTILINE)
     ]
     known = set().union(*(help_flags(path) for path in scripts)) | {"--nproc-per-node", "--standalone", "--help"}
     text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

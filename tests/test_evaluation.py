@@ -1,17 +1,15 @@
 """common.evaluation: metrics against loops written from the definitions, with ties, junk and every degenerate case."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import peak_mib
 
 from common import distances
 from common.evaluation import rank_metrics, rank_metrics_from_distances
 
-ROOT = Path(__file__).resolve().parents[1]
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])
 
 
@@ -228,25 +226,13 @@ def test_wrong_options_and_empty_sets_are_named():
         rank_metrics_from_distances(np.zeros((1, 1)), [1], [1], [0], [1]).rank(51)
 
 
-MEMORY = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-import torch
-torch.set_num_threads(1)
+RANKED = """
 from common.evaluation import rank_metrics
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 Q, G, D = {q}, {g}, 16
 query, gallery = torch.randn(Q, D), torch.randn(G, D)
 pids, cams = torch.arange(Q) % (Q // 4), torch.zeros(Q, dtype=torch.int64)
 g_pids = torch.arange(G) % (G // 8)
 rank_metrics(query[:4], gallery[:G // 8], pids[:4], g_pids[:G // 8], cams[:4], g_pids[:G // 8] * 0 + 1)
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-rank_metrics(query, gallery, pids, g_pids, cams, g_pids * 0 + 1)
-print(resident("VmHWM") - before)
 """
 
 
@@ -254,7 +240,6 @@ print(resident("VmHWM") - before)
 @pytest.mark.parametrize("q,g", [(4000, 16000), (8000, 16000)])
 def test_peak_memory_stays_at_one_block(q, g):
     """A block of 50 MiB and lists of matches; a Q x G matrix would take 244 and 488 MiB."""
-    script = MEMORY.format(root=str(ROOT), q=q, g=g)
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    assert float(out.stdout) < 61, f"{out.stdout} MiB"
+    before = RANKED.format(q=q, g=g)
+    peak, _ = peak_mib(before, "rank_metrics(query, gallery, pids, g_pids, cams, g_pids * 0 + 1)")
+    assert peak < 61, f"{peak} MiB"

@@ -239,9 +239,9 @@ sys.path.insert(0, {root!r})
 from argparse import ArgumentParser
 import torch
 import torch.distributed as dist
-from common import processes, runtime
+from common import flags, processes, runtime
 parser = ArgumentParser()
-runtime.add_run_flags(parser)
+flags.add_run_flags(parser)
 args = parser.parse_args([])
 args.row = "row"
 def main(args):

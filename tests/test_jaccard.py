@@ -1,18 +1,16 @@
 """common.jaccard: the sparse distance against a dense loop of the definition, DBSCAN labels against scikit-learn."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import peak_mib
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 from common import jaccard
 
-ROOT = Path(__file__).resolve().parents[1]
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]
 
 
@@ -230,24 +228,12 @@ def test_labels_on_cuda_equal_labels_on_the_cpu():
     np.testing.assert_array_equal(on_cpu, on_cuda)
 
 
-MEMORY = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-import torch
-torch.set_num_threads(1)
+CLUSTERED = """
 from common import jaccard
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 N = {n}
 centres = torch.randn(N // 16, 64)
 x = torch.nn.functional.normalize(centres[torch.arange(N) % len(centres)] + 0.3 * torch.randn(N, 64))
 jaccard.jaccard_distance(x[:500])
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-matrix = jaccard.jaccard_distance(x, chunk=128)
-print(resident("VmHWM") - before, matrix.nnz / N)
 """
 
 
@@ -255,8 +241,7 @@ print(resident("VmHWM") - before, matrix.nnz / N)
 @pytest.mark.parametrize("n", [4000, 8000])
 def test_peak_memory_grows_with_the_entries_of_a_row_and_not_with_n_squared(n):
     """Below 8 KiB a row beside the block of distances (a dense float32 matrix takes 16 and 32 KiB a row)."""
-    out = subprocess.run([sys.executable, "-c", MEMORY.format(root=str(ROOT), n=n)], capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    peak, entries = map(float, out.stdout.split())
+    call = "matrix = jaccard.jaccard_distance(x, chunk=128)"
+    peak, entries = peak_mib(CLUSTERED.format(n=n), call, "matrix.nnz / N")
     assert entries < 500
     assert peak < 3 * 128 * n * 4 / 2**20 + 8 * n / 1024, f"{peak} MiB, {entries} entries a row"

@@ -16,7 +16,7 @@ from ranks import on_ranks
 import aff_scl.losses
 import aff_scl.train
 import dapg.model
-from common import processes, runtime
+from common import log_folder, processes, runtime
 from common.epoch import Epoch
 from dapg.pretrain import baselines
 
@@ -49,7 +49,7 @@ def trained(factors, optimizer_of=sgd, run=None, scale=2.0**16):
         loss = model(x).square().mean() * factor
         returned.append(runtime.step(run, loss, [optimizer], scaler, epoch.where))
         epoch.add(8, loss=loss)
-        states.append(copy.deepcopy(runtime.bare(model).state_dict()))
+        states.append(copy.deepcopy(log_folder.bare(model).state_dict()))
     return model, epoch, returned, states
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from aff_scl import test as aff_test
 from aff_scl import train as aff_train
 from aff_scl.model import convert_dsbn
-from common import datasets, images, own_images, runtime, transforms
+from common import datasets, images, log_folder, own_images, runtime, transforms
 from common.datasets import files
 from convnext_ap import test as convnext_test
 from convnext_ap import train as convnext_train
@@ -75,7 +75,7 @@ def save(project, folder):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     return folder / "checkpoint_0001.pt"
 
 
@@ -155,6 +155,10 @@ def test_a_project_ranks_folders_writes_features_and_exports_its_network(project
     assert np.allclose(program(store.gather(torch.arange(1))).detach(), feats[4:5], atol=1e-4)
     assert "max abs difference" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["ranking.csv", "ranking.png"]
+    stream = ["--query-modality", "visible"] if project == "dapg" else []
+    go(project, "--weights", weights(project), "--query", folders / "query", "--gallery-features", tmp_path / "feats",
+       "--out", tmp_path / "again", *stream)  # fmt: skip
+    assert (tmp_path / "again" / "ranking.csv").read_bytes() == (out / "ranking.csv").read_bytes()
 
 
 def data_set(project, folder):
@@ -194,6 +198,14 @@ def test_features_of_a_data_set_carry_its_identities_and_equal_those_of_its_fold
     described = dict(zip((row["path"] for row in own_rows), unit(np.load(tmp_path / "own" / "features.npy"))))
     both = [(described[row["path"]], x) for row, x in zip(rows, unit(feats)) if row["path"] in described]
     assert len(both) >= len(data.query) and all(np.allclose(a, b, atol=1e-5) for a, b in both)
+    search = ["--weights", weights(project), "--query", data.query[0].path, "--gallery-features", tmp_path]
+    if project == "dapg":  # RegDB's gallery is infrared, and the flag's default another stream
+        with pytest.raises(ValueError, match="form bn of the infrared stream instead of bn of the visible stream"):
+            go(project, *search, "--out", tmp_path / "found")
+        search += ["--gallery-modality", "infrared"]
+    go(project, *search, "--out", tmp_path / "found")
+    found = [line["gallery"] for line in csv.DictReader((tmp_path / "found" / "ranking.csv").open())]
+    assert sorted(found) == sorted(s.path for s in data.gallery)
 
 
 def unit(x):
@@ -235,7 +247,7 @@ def test_networks_that_need_more_than_images_say_so(folders, tmp_path):
     run.log_dir = tmp_path
     model = prsnet_pretrain.build_model(args)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     words = ["--query", folders / "query", "--gallery", folders / "gallery"]
     with pytest.raises(ValueError, match="pre-training checkpoint"):
         go("prsnet", "--weights", tmp_path / "checkpoint_0001.pt", *words)
@@ -251,13 +263,18 @@ def test_networks_that_need_more_than_images_say_so(folders, tmp_path):
 class Mean(nn.Module):
     """Three colours of an image (B, 3)."""
 
+    form = "mean colour"
+
     def forward(self, x):
         return x.mean((2, 3))
 
 
+ORIGIN = own_images.origin("tests", Mean(), {"height": 8, "width": 4})
+
+
 def flags(**changes):
-    given = {"query": None, "gallery": None, "top": 100, "export_features": None, "export": None}
-    return SimpleNamespace(**{**given, **changes})
+    given = dict.fromkeys(("query", "gallery", "gallery_features", "export_features", "export"))
+    return SimpleNamespace(**{**given, "top": 100, **changes})
 
 
 @pytest.mark.parametrize(
@@ -274,7 +291,7 @@ def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, spoil, said):
     spoil(tmp_path)
     given = {"query": str(tmp_path / "query"), "gallery": str(tmp_path / "gallery")}
     with pytest.raises((FileNotFoundError, ValueError), match=said):
-        own_images.run(flags(**given, export_features=str(tmp_path / "f")), Mean(), (8, 4), tmp_path / "out")
+        own_images.run(flags(**given, export_features=str(tmp_path / "f")), Mean(), ORIGIN, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "f").exists()
 
 
@@ -311,7 +328,7 @@ def test_names_in_the_form_of_market_give_ids_and_top_cuts_the_list(tmp_path):
     for name, number in (("query/0002_c1s1_1.png", 0), ("gallery/0002_c3s1_2.png", 0), ("gallery/-1_c2s1_3.png", 2)):
         picture(tmp_path / name, number)
     given = {"query": str(tmp_path / "query"), "gallery": str(tmp_path / "gallery"), "top": 1}
-    own_images.run(flags(**given, export_features=str(tmp_path / "f.npy")), Mean(), (8, 4), tmp_path)
+    own_images.run(flags(**given, export_features=str(tmp_path / "f.npy")), Mean(), ORIGIN, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
     assert [(row["pid"], row["camid"]) for row in rows] == [(2, 0), (-1, 1), (2, 2)]
     lines = (tmp_path / "ranking.csv").read_text().splitlines()
@@ -325,12 +342,12 @@ def test_a_query_may_be_one_image(tmp_path):
     for name, number in (("q.png", 1), ("gallery/a.png", 0), ("gallery/b.png", 1)):
         picture(tmp_path / name, number)
     given = {"query": str(tmp_path / "q.png"), "gallery": str(tmp_path / "gallery")}
-    own_images.run(flags(**given), Mean(), (8, 4), tmp_path / "out")
+    own_images.run(flags(**given), Mean(), ORIGIN, tmp_path / "out")
     lines = list(csv.DictReader((tmp_path / "out" / "ranking.csv").open()))
     assert [line["query"] for line in lines] == [str(tmp_path / "q.png")] * 2
     assert Path(lines[0]["gallery"]).name == "b.png"
     with pytest.raises(FileNotFoundError, match="--query .*c.png: no such folder or image"):
-        own_images.run(flags(**{**given, "query": str(tmp_path / "c.png")}), Mean(), (8, 4), tmp_path)
+        own_images.run(flags(**{**given, "query": str(tmp_path / "c.png")}), Mean(), ORIGIN, tmp_path)
 
 
 @pytest.mark.parametrize("out", ["", "found", "deep/found"])
@@ -343,7 +360,7 @@ def test_results_written_into_the_gallery_are_never_ranked(tmp_path, out):
     for other in (out, out, "elsewhere", out):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            own_images.run(flags(**given), Mean(), (8, 4), tmp_path / other)
+            own_images.run(flags(**given), Mean(), ORIGIN, tmp_path / other)
         texts.append((tmp_path / other / "ranking.csv").read_text())
     assert len(set(texts)) == 1 and len(texts[0].splitlines()) == 1 + 4 * 4
     with pytest.warns(files.LeftOut, match="pictures of earlier results: 2 .ranking.png, ranking.png"):
@@ -358,7 +375,7 @@ def test_names_that_are_no_utf8_reach_every_output_byte_for_byte(tmp_path, capsy
         os.rename(tmp_path / "a.png", raw + "/\u4eba".encode("gbk") + b"%d.png" % number)
     folder = os.fsdecode(raw)
     given = {"query": folder, "gallery": folder, "export_features": os.path.join(folder, "feats")}
-    own_images.run(flags(**given), Mean(), (8, 4), Path(folder))
+    own_images.run(flags(**given), Mean(), ORIGIN, Path(folder))
     wanted = [raw + b"/" + "\u4eba".encode("gbk") + b"%d.png" % number for number in range(2)]
     text = (Path(folder) / "ranking.csv").read_bytes()
     assert all(text.count(name) == 4 for name in wanted)
@@ -371,7 +388,7 @@ def test_names_that_are_no_utf8_reach_every_output_byte_for_byte(tmp_path, capsy
 def test_a_descriptor_means_over_the_mirror_image_before_what_comes_after():
     x = torch.randn(2, 3, 4, 4)
     corner = nn.Flatten()
-    found = own_images.Descriptor(corner, flip=True, after=lambda out: out * 2)(x)
+    found = own_images.Descriptor(corner, "", flip=True, after=lambda out: out * 2)(x)
     assert torch.allclose(found, corner(x) + corner(x.flip(3)), atol=1e-6)
 
 
@@ -388,7 +405,7 @@ class OfOneSize(nn.Module):
     lambda: convert_dsbn(aff_train.build_model(aff_train.parse_args([*SIZE, "--backbone", "resnet18"]), 0)),
 ], ids=["prsnet mae", "pixel_sampling pcb", "pixel_sampling hpm", "aff_scl with a BN a domain"])  # fmt: skip
 def test_other_networks_of_the_projects_are_exported_too(build, tmp_path, capsys):
-    own_images.export(own_images.Descriptor(build()), (64, 32), tmp_path / "net.pt2")
+    own_images.export(own_images.Descriptor(build(), ""), (64, 32), tmp_path / "net.pt2")
     assert "max abs difference" in capsys.readouterr().out
 
 

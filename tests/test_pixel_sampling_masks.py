@@ -9,32 +9,16 @@ from PIL import Image
 
 from common import images, transforms
 from common.datasets import Sample
+from common.keypoints import ATR
 from pixel_sampling import head, masks
 from pixel_sampling.masks import LUT, open_masks, palette, read_parts, write_labels
 from pixel_sampling.sampling import sample_pixels
 
-COLOURS = np.array(
-    [
-        (0, 0, 0),
-        (128, 0, 0),
-        (0, 128, 0),
-        (128, 128, 0),
-        (0, 0, 128),
-        (128, 0, 128),
-        (0, 128, 128),
-        (128, 128, 128),
-        (64, 0, 0),
-        (192, 0, 0),
-        (64, 128, 0),
-        (192, 128, 0),
-        (64, 0, 128),
-        (192, 0, 128),
-        (64, 128, 128),
-        (192, 128, 128),
-        (0, 64, 0),
-        (128, 64, 0),
-    ]
-)
+COLOURS = np.array([
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
+    (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128),
+    (192, 128, 128), (0, 64, 0), (128, 64, 0)
+])  # fmt: skip
 NAMES = {
     "background": 0,
     "hat": 1,
@@ -62,11 +46,7 @@ def test_palette_is_pascal_vocs():
 
 
 def test_lut_follows_the_authors_answer_label_by_label():
-    assert (
-        [NAMES[name] for name in masks.ATR_LABELS]
-        == LUT.tolist()
-        == [0, 1, 1, 1, 2, 3, 3, 2, 3, 5, 5, 1, 5, 5, 4, 4, 4, 2]
-    )
+    assert [NAMES[name] for name in ATR] == LUT.tolist() == [0, 1, 1, 1, 2, 3, 3, 2, 3, 5, 5, 1, 5, 5, 4, 4, 4, 2]
 
 
 def coded(folder, number=3, size=(90, 50), labels=6, mask_format="part6", seed=0):

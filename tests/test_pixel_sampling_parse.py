@@ -162,19 +162,9 @@ def test_parse_tool_runs_on_odd_sizes_resumes_and_names_broken_images(tmp_path):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / "in" / name)
     command = [
-        "-m",
-        "pixel_sampling.parse",
-        "--root",
-        tmp_path / "in",
-        "--ckpt",
-        "none",
-        "--out",
-        tmp_path / "out",
-        "--size",
-        "64",
-        "--overlays",
-        "4",
-    ]
+        "-m", "pixel_sampling.parse", "--root", tmp_path / "in", "--ckpt", "none", "--out", tmp_path / "out",
+        "--size", "64", "--overlays", "4"
+    ]  # fmt: skip
     done = script(*command)
     assert done.returncode == 0, done.stderr
     for name, size in sizes.items():

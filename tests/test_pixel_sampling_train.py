@@ -131,12 +131,12 @@ def test_resumed_run_equals_an_uninterrupted_one(data_dir, tmp_path):
         if args[1] == 1:
             raise Killed
 
-    original, train.runtime.save = train.runtime.save, stop
+    original, train.log_folder.save = train.log_folder.save, stop
     try:
         with pytest.raises(Killed):
             train.main(arguments)
     finally:
-        train.runtime.save = original
+        train.log_folder.save = original
     result, again = run(data_dir, tmp_path / "cut", "--epochs", 2, "--resume")
     assert again == log and result["metrics"] == whole["metrics"]
     states = [
@@ -228,16 +228,9 @@ def test_the_mean_of_a_class_map_is_the_score_of_its_class_and_every_image_light
 @pytest.mark.slow
 def test_two_processes_train_and_give_one_result(data_dir, tmp_path):
     flags = [
-        *TINY,
-        "--epochs",
-        "1",
-        "--data-dir",
-        data_dir,
-        "--logs-dir",
-        tmp_path / "logs",
-        "--results-dir",
-        tmp_path / "results",
-    ]
+        *TINY, "--epochs", "1", "--data-dir", data_dir, "--logs-dir", tmp_path / "logs", "--results-dir",
+        tmp_path / "results"
+    ]  # fmt: skip
     done = script("pixel_sampling/train.py", *flags, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = (tmp_path / "results").rglob("seed0.json")

@@ -232,16 +232,7 @@ def test_a_program_without_a_console_starts(monkeypatch):
 def test_a_tilde_is_the_home_folder_wherever_a_path_may_begin(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("USERPROFILE", "/home/me")
-    given = [
-        "~/data",
-        "--data-dir=~/data",
-        "detector=~/k.pth",
-        "--variant=detector=~/k.pth",
-        "~",
-        "a~b",
-        "--lr=1e-4",
-        "-b",
-    ]
+    given = "~/data --data-dir=~/data detector=~/k.pth --variant=detector=~/k.pth ~ a~b --lr=1e-4 -b".split()
     home = "/home/me"
     expected = [f"{home}/data", f"--data-dir={home}/data", f"detector={home}/k.pth", f"--variant=detector={home}/k.pth"]
     assert commandline.words(given) == [*expected, home, "a~b", "--lr=1e-4", "-b"]

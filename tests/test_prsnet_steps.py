@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from common import runtime, transforms
+from common import log_folder, runtime, transforms
 from prsnet import masking, pretrain, train
 
 PRETRAIN = {"pretrain": (), "pretrain-mae": ("--model", "mae")}
@@ -52,7 +52,7 @@ def first_finetune_step(words):
 
 def found(losses, model):
     """Losses, gradients and running statistics after a step."""
-    model = runtime.bare(model)
+    model = log_folder.bare(model)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return losses, gradients, {name: b for name, b in model.named_buffers() if b.is_floating_point()}
 

@@ -11,7 +11,7 @@ from conftest import PYTHON, ROOT, TORCHRUN, child_environment, kill_when, scrip
 from PIL import Image
 from test_resume import assert_equal
 
-from common import checkpoints
+from common import checkpoints, runfiles
 from prsnet import deploy, flags, masking, pretrain, protocols, test, train
 
 TINY = small.WORDS
@@ -53,7 +53,7 @@ def finetune_words(data_dir, out, best, *more):
 def finetuned(data_dir, best, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned")
     train.main(flags.train_args(finetune_words(data_dir, out, best)))
-    return checkpoints.newest(next((out / "logs").rglob("checkpoint_0001.pt")).parent)
+    return runfiles.newest(next((out / "logs").rglob("checkpoint_0001.pt")).parent)
 
 
 def only(out, pattern):
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_remedy(data_dir, tm
 
 def test_resuming_with_other_method_flags_lists_them(data_dir, tmp_path, best, finetuned):
     with pytest.raises(ValueError, match="was written with other flags: --mask-ratio 0.75 -> 0.5"):
-        pretrained(data_dir, tmp_path, "--mask-ratio", 0.5, "--resume", checkpoints.newest(best.parent))
+        pretrained(data_dir, tmp_path, "--mask-ratio", 0.5, "--resume", runfiles.newest(best.parent))
     with pytest.raises(ValueError, match="was written with other flags: --centroid mctl -> ctl"):
         train.main(
             flags.train_args(finetune_words(data_dir, tmp_path, best, "--centroid", "ctl", "--resume", finetuned))

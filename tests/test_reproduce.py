@@ -213,15 +213,8 @@ def test_an_interrupted_row_is_continued(root, capsys):
 def test_flags_after_a_dash_make_a_run_of_its_own_which_is_continued_and_found_done(tmp_path, capsys):
     """aff_scl/table2/market with other flags is custom-<hash>; a copy of a checkpoint says nothing about its epochs."""
     words = [
-        "aff_scl/table2/market",
-        "--results-dir",
-        str(tmp_path),
-        "--logs-dir",
-        str(tmp_path),
-        "--",
-        "--epochs",
-        "4",
-    ]
+        "aff_scl/table2/market", "--results-dir", str(tmp_path), "--logs-dir", str(tmp_path), "--", "--epochs", "4"
+    ]  # fmt: skip
     spec, args = schema.load_rows(ROOT, "aff_scl")["table2/market"], reproduce.parse_args(words)
     job = reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0)
     assert job.status == "new" and job.folder.startswith("custom-")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import PYTHON, ROOT, TINY, TORCHRUN, child_environment, kill_when, script
 
-from common import checkpoints
+from common import checkpoints, runfiles
 
 TRAIN = ROOT / "aff_scl" / "train.py"
 
@@ -66,7 +66,7 @@ def test_killed_run_continues_to_the_bit(market_dir, tmp_path, launcher):
     assert refused.returncode == 1 and "add --resume" in refused.stderr
     done = script(*command(market_dir, broken, "--resume"), launcher=launcher)
     assert done.returncode == 0 and "continuing after epoch" in done.stdout, done.stderr
-    first, second = (checkpoints.read(checkpoints.newest(log_dir(out))) for out in (whole, broken))
+    first, second = (checkpoints.read(runfiles.newest(log_dir(out))) for out in (whole, broken))
     for key in ("epoch", "state_dict", "optimizer", "scheduler", "extra"):
         assert_equal(first[key], second[key], key)
     assert (log_dir(whole) / "log.jsonl").read_text() == (log_dir(broken) / "log.jsonl").read_text()
@@ -79,7 +79,7 @@ def test_killed_run_continues_to_the_bit(market_dir, tmp_path, launcher):
 
 def test_resume_with_other_method_flags_is_refused_with_a_list(market_dir, tmp_path):
     assert script(*command(market_dir, tmp_path, "--epochs", 2)).returncode == 0
-    checkpoint = checkpoints.newest(log_dir(tmp_path))
+    checkpoint = runfiles.newest(log_dir(tmp_path))
     again = script(*command(market_dir, tmp_path, "--epochs", 2, "--tau", 0.07, "--workers", 2, "--resume", checkpoint))
     assert again.returncode == 1 and "--tau 0.05 -> 0.07" in again.stderr and "--workers" not in again.stderr
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
@@ -99,6 +99,6 @@ def test_sigterm_ends_the_run_and_keeps_the_checkpoint(market_dir, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) != 0
-    assert checkpoints.read(checkpoints.newest(log_dir(tmp_path)))["epoch"] >= 1
+    assert checkpoints.read(runfiles.newest(log_dir(tmp_path)))["epoch"] >= 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no orphan

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aff_scl import train as aff_scl_train
-from common import checkpoints, locks, log_folder, runtime
+from common import checkpoints, locks, log_folder, runfiles, runtime
 from convnext_ap import train as convnext_train
 from dapg import train as dapg_train
 from prsnet import train as prsnet_train
@@ -29,8 +29,8 @@ def begin(where, resume=None, **flags):
     torch.nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), args["lr"])
     parts = model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    runtime.open_log(run, "market")
-    return run, parts, runtime.resume(run, *parts)
+    log_folder.open_log(run, "market")
+    return run, parts, log_folder.resume(run, *parts)
 
 
 def train(where, resume=None, until=None, **flags):
@@ -38,7 +38,7 @@ def train(where, resume=None, until=None, **flags):
     run, (model, optimizer, scheduler), first = begin(where, resume, **flags)
     for epoch in range(first, until or run.args["epochs"]):
         runtime.step(run, model(torch.ones(1, 2)).square().sum(), [optimizer], runtime.scaler(run), "here")
-        runtime.save(run, epoch + 1, model, optimizer, scheduler, stats={"loss": 1.0})
+        log_folder.save(run, epoch + 1, model, optimizer, scheduler, stats={"loss": 1.0})
     if until is None:
         runtime.record(run, {"mAP": 0.5}, DATA, {}, epoch=run.args["epochs"])
     run.held.close()
@@ -55,7 +55,7 @@ def content(folder):
 def test_the_same_command_again_leaves_a_finished_run_alone_and_says_where_it_is(tmp_path):
     folder = train(tmp_path)
     before = content(tmp_path)
-    with pytest.raises(runtime.Finished) as said:
+    with pytest.raises(log_folder.Finished) as said:
         train(tmp_path)
     result = tmp_path / "results" / "p" / "market" / "row" / "seed0.json"
     for part in (str(folder), "finished after epoch 3", str(result), "--seed", "--logs-dir"):
@@ -83,7 +83,7 @@ def test_an_unfinished_run_is_left_alone_without_resume(tmp_path):
     with pytest.raises(ValueError, match="unfinished run; add --resume"):
         train(tmp_path)
     assert content(folder) == before
-    assert [checkpoints.epoch_of(p) for p in checkpoints.listed(folder)] == [1, 2]
+    assert [runfiles.epoch_of(p) for p in runfiles.listed(folder)] == [1, 2]
 
 
 def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
@@ -92,7 +92,7 @@ def test_a_run_is_finished_when_all_its_stages_are(tmp_path):
     run, parts, _ = begin(tmp_path, "auto")
     run.args["resume"] = None
     with pytest.raises(ValueError, match="unfinished run; add --resume"):
-        runtime.resume(run, *parts, epochs=5)
+        log_folder.resume(run, *parts, epochs=5)
 
 
 def test_a_run_of_other_flags_in_the_same_folder_is_left_alone_with_a_list_of_them(tmp_path):
@@ -107,7 +107,7 @@ def test_resuming_from_an_earlier_file_does_not_train_over_later_epochs(tmp_path
         train(tmp_path, resume=str(folder / "checkpoint_0001.pt"))
     train(tmp_path, resume="auto")
     before = content(folder)
-    with pytest.raises(runtime.Finished):
+    with pytest.raises(log_folder.Finished):
         train(tmp_path, resume=str(folder / "checkpoint_0002.pt"))
     assert content(folder) == before
 
@@ -152,13 +152,13 @@ def test_a_users_own_copy_is_neither_read_nor_removed(tmp_path, copy):
     (folder / copy).write_text("mine")
     train(tmp_path, resume="auto")
     assert (folder / copy).read_text() == "mine"
-    assert [p.name for p in checkpoints.listed(folder)] == ["checkpoint_0002.pt", "checkpoint_0003.pt"]
+    assert [p.name for p in runfiles.listed(folder)] == ["checkpoint_0002.pt", "checkpoint_0003.pt"]
 
 
 def test_epochs_beyond_9999_are_ours_too(tmp_path):
     for epoch in (9998, 9999, 10000, 10001):
         checkpoints.write(tmp_path, epoch, {})
-    assert [checkpoints.epoch_of(p) for p in checkpoints.listed(tmp_path)] == [10000, 10001]
+    assert [runfiles.epoch_of(p) for p in runfiles.listed(tmp_path)] == [10000, 10001]
 
 
 # ------------------------------------------------------------------------------------------------ one command at a time
@@ -218,10 +218,10 @@ def test_two_processes_of_one_number_write_to_two_temporary_files(tmp_path, monk
 
     def outer(file):
         seen.append(file.name)
-        checkpoints.replace(tmp_path / "x", lambda other: (seen.append(other.name), other.write(b"inner")))
+        runfiles.replace(tmp_path / "x", lambda other: (seen.append(other.name), other.write(b"inner")))
         file.write(b"outer")
 
-    checkpoints.replace(tmp_path / "x", outer)
+    runfiles.replace(tmp_path / "x", outer)
     assert seen[0] != seen[1] and (tmp_path / "x").read_bytes() == b"outer"
 
 
@@ -284,7 +284,7 @@ def test_other_paths_name_no_run(tmp_path):
 def test_a_run_continues_with_another_period_of_evaluations_than_it_began_with(tmp_path):
     train(tmp_path, until=1)
     folder = train(tmp_path, resume="auto", eval_period=5)
-    assert checkpoints.epoch_of(checkpoints.newest(folder)) == 3
+    assert checkpoints.epoch_of(runfiles.newest(folder)) == 3
 
 
 def test_a_recorded_command_repeats_the_run_and_records_nothing(tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_resume_after_the_weights_moved_continues_and_after_they_changed_refuses
     with pytest.raises(ValueError, match="--weights a.pth -> b.pth"):
         train(tmp_path, resume="auto", **b)  # nothing is there any more, so nothing tells that it was the same
     folder = train(tmp_path, resume="auto", contents={"weights": "file:1"}, **b)
-    assert checkpoints.epoch_of(checkpoints.newest(folder)) == 3
+    assert runfiles.epoch_of(runfiles.newest(folder)) == 3
 
 
 def test_a_checkpoint_from_before_contents_were_kept_continues_by_path(tmp_path):

@@ -14,13 +14,13 @@ import dapg.flags as dapg
 import pixel_sampling.flags as pixel_sampling
 import prsnet.train as prsnet
 from aff_scl import train
-from common import records, runtime
+from common import flags, records, runtime
 
 
 def parser_of_a_project():
     parser = ArgumentParser(prog="aff_scl/train.py")
     parser.add_argument("--tau", type=float, default=0.05)
-    runtime.add_run_flags(parser)
+    flags.add_run_flags(parser)
     return parser
 
 

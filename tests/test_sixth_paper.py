@@ -6,7 +6,7 @@ import pytest
 import torch
 from sixth_paper import train
 
-from common import runtime
+from common import log_folder
 
 
 def end_of(folder, market_dir, *more):
@@ -25,8 +25,8 @@ def test_the_smallest_project_trains_and_continues_to_the_same_bits(market_dir, 
         if epoch == 1:
             raise KeyboardInterrupt
 
-    save = runtime.save
-    monkeypatch.setattr(runtime, "save", killed_after)
+    save = log_folder.save
+    monkeypatch.setattr(log_folder, "save", killed_after)
     with pytest.raises(KeyboardInterrupt):
         end_of(tmp_path / "parts", market_dir)
     monkeypatch.undo()

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from common import synthetic
-from common.synthetic import body, canvas, infrared, layouts, layouts_vi, render, street
+from common.keypoints import ATR, COCO
 from common.synthetic import identity as people
+from common.synthetic import infrared, layouts, layouts_vi, render, street
 from common.synthetic.camera import camera, look
 from common.synthetic.pose import View
 
@@ -246,7 +247,7 @@ def test_shapes_and_types_are_as_documented():
     assert (out.keypoints.shape, out.keypoints.dtype) == ((17, 3), np.float32)
     assert out.infrared.shape == out.thermal.shape == (200, 90)
     assert out.infrared.dtype == out.thermal.dtype == np.uint8
-    assert out.parsing.max() < len(canvas.LABELS) == 18
+    assert out.parsing.max() < len(ATR) == 18
     assert shot(*dressed(1), companions=False).infrared is None
 
 
@@ -268,7 +269,7 @@ def test_seen_key_points_lie_on_their_own_parts():
     for key in range(40):
         view = View(yaw=key * pi / 8, phase=key * 0.7, height=384, width=192)
         out = shot(*dressed(key), view, companions=False)
-        for name, (x, y, visible) in zip(body.COCO, out.keypoints):
+        for name, (x, y, visible) in zip(COCO, out.keypoints):
             if visible == 2:
                 seen += 1
                 wrong += int(out.parsing[int(y), int(x)]) not in belongs[name.split("_")[-1]]
@@ -280,7 +281,7 @@ def test_left_is_left_and_faces_are_seen_only_from_the_front():
     outfit = outfit._replace(hat=None)
     front = shot(identity, outfit, View(yaw=0.0, stride=0.0), companions=False)
     back = shot(identity, outfit, View(yaw=pi, stride=0.0), companions=False)
-    names = list(body.COCO)
+    names = list(COCO)
     for joint in ("shoulder", "hip", "knee", "ankle"):
         left, right = names.index(f"left_{joint}"), names.index(f"right_{joint}")
         assert front.keypoints[left, 0] > front.keypoints[right, 0]
@@ -364,18 +365,6 @@ def test_occluders_remove_labels_and_hide_key_points():
 def test_cut_off_boxes_mark_key_points_outside():
     out = shot(*dressed(2), View(bottom=-0.3), companions=False)
     assert (out.keypoints[15:, 2] == 0).all() and (out.keypoints[15:, 1] >= 128).all()
-
-
-def test_openpose_points_are_coco_points_in_order_with_a_neck():
-    coco = np.stack([np.arange(17.0), np.arange(17.0) * 2, np.full(17, 2.0)], 1)
-    points = render.openpose(coco)
-    names = (
-        "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip "
-        "right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear"
-    ).split()
-    for name, point in zip(names, points):
-        expected = coco[5] / 2 + coco[6] / 2 if name == "neck" else coco[body.COCO.index(name)]
-        assert np.array_equal(point, expected)
 
 
 def test_frames_of_one_walk_are_nearer_to_each_other_than_to_another_walk():

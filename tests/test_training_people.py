@@ -13,7 +13,7 @@ from PIL import Image
 
 from aff_scl import test as aff_scl_test
 from aff_scl import train as aff_scl_train
-from common import checkpoints, datasets, inputs, runtime
+from common import datasets, inputs, log_folder, runfiles, runtime
 from convnext_ap import test as convnext_test
 from dapg import test as dapg_test
 from dapg import train as dapg_train
@@ -54,7 +54,7 @@ def regdb_network(folder, data_dir, *flags):
     run.log_dir = folder
     model = agw.TwoStream(6, args.backbone)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     return folder
 
 
@@ -147,25 +147,15 @@ def test_the_target_is_no_source_of_its_own(capsys):
 
 def test_a_number_on_the_labelled_source_says_so_and_one_on_the_target_does_not(market_dir, tmp_path, capsys):
     words = [
-        *TINY,
-        "--data-dir",
-        str(market_dir),
-        "--mode",
-        "uda",
-        "-d",
-        "duke",
-        "--source",
-        "market",
-        "--cache",
-        "off",
-    ]
+        *TINY, "--data-dir", str(market_dir), "--mode", "uda", "-d", "duke", "--source", "market", "--cache", "off"
+    ]  # fmt: skip
     args = aff_scl_train.parse_args(words)
     run = runtime.start(args, "aff_scl")
     run.log_dir = tmp_path
     model = aff_scl_train.build_model(args, 0)
     aff_scl_train.convert_dsbn(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    runtime.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    log_folder.save(run, 1, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
     aff_scl_test.main(
         aff_scl_test.parse_args(["--checkpoint", str(tmp_path), "-d", "market", "--rank-list", "0", "--re-rank"])
     )
@@ -216,7 +206,7 @@ def test_the_remark_stands_beside_that_data_set_alone():
 
 def test_crops_and_weights_that_say_nothing_are_taken_for_clean(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}}, tmp_path / "w.pth")
-    checkpoints.replace(tmp_path / "list.pth", lambda file: torch.save([1], file))
+    runfiles.replace(tmp_path / "list.pth", lambda file: torch.save([1], file))
     for path in (None, tmp_path / "w.pth", tmp_path / "list.pth"):
         assert protocols.test_images_behind(path) == []
     assert protocols.test_images_among(tmp_path) == []

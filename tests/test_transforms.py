@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torchvision import transforms as classic
 
+from common import colour
 from common import transforms as T
 
 H, W = 32, 16
@@ -121,10 +122,10 @@ def test_erase_overwrites_exactly_the_box_with_the_fill():
 @pytest.mark.parametrize(
     "step, oracle, low, high",
     [
-        (T.adjust_brightness, TF.adjust_brightness, 0, 2),
-        (T.adjust_contrast, TF.adjust_contrast, 0, 2),
-        (T.adjust_saturation, TF.adjust_saturation, 0, 2),
-        (T.adjust_hue, TF.adjust_hue, -0.5, 0.5),
+        (colour.adjust_brightness, TF.adjust_brightness, 0, 2),
+        (colour.adjust_contrast, TF.adjust_contrast, 0, 2),
+        (colour.adjust_saturation, TF.adjust_saturation, 0, 2),
+        (colour.adjust_hue, TF.adjust_hue, -0.5, 0.5),
     ],
 )
 def test_colour_steps_equal_torchvision(step, oracle, low, high):
@@ -140,25 +141,25 @@ def test_color_jitter_applies_each_images_own_order():
     images = random_images(30).float() / 255
     factors, order = T.draw_jitter(30, generator(), (0.4, 0.4, 0.4, 0.1), 1.0)
     oracles = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    got = T.color_jitter(images, factors, order)
+    got = colour.color_jitter(images, factors, order)
     for image, factor, steps, out in zip(images, factors.tolist(), order.tolist(), got):
         for number in steps:
             image = oracles[number](image, factor[number])
         torch.testing.assert_close(out, image, atol=5e-5, rtol=0)
     assert len({tuple(row) for row in order.tolist()}) > 10
     kept, _ = T.draw_jitter(30, generator(), (0.4, 0.4, 0.4, 0.1), 0.0)
-    torch.testing.assert_close(T.color_jitter(images, kept, order), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(colour.color_jitter(images, kept, order), images, atol=1e-5, rtol=0)
 
 
 def test_grayscale_and_blur_equal_torchvision():
     images = random_images(8).float() / 255
     flags = torch.arange(8) % 2 == 0
-    got = T.grayscale(images, flags)
+    got = colour.grayscale(images, flags)
     torch.testing.assert_close(got[::2], TF.rgb_to_grayscale(images[::2], 3), atol=1e-6, rtol=0)
     assert torch.equal(got[1::2], images[1::2])
     sigma = torch.linspace(0.1, 2, 8)
     expected = torch.stack([TF.gaussian_blur(image, [11, 11], [s, s]) for image, s in zip(images, sigma.tolist())])
-    torch.testing.assert_close(T.gaussian_blur(images, sigma), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(colour.gaussian_blur(images, sigma), expected, atol=1e-5, rtol=0)
 
 
 def test_flip_rate_and_crop_offsets_are_uniform():

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from common import runtime
+from common import log_folder, runtime
 
 
 class Watched:
@@ -33,7 +33,7 @@ class Watched:
     def watch(self, *arguments):
         given = self.signature.bind(*arguments).arguments
         given["batches"] = list(given["batches"])
-        model = runtime.bare(next(value for value in given.values() if isinstance(value, torch.nn.Module)))
+        model = log_folder.bare(next(value for value in given.values() if isinstance(value, torch.nn.Module)))
         start = copy.deepcopy(model.state_dict())
         means = self.original(**given)
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -19,16 +19,11 @@ MARKS = (  # UTF-32's mark starts with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 SIGNATURES = (
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"Rar!", "a rar archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
-    (b"%PDF", "a PDF document"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"MATLAB 7.3", "a MATLAB 7.3 file, which is HDF5"),
-    (b"MATLAB 5.0", "a MATLAB file"),
+    (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "a gzip archive"), (b"Rar!", "a rar archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"), (b"%PDF", "a PDF document"), (b"\x89HDF", "an HDF5 file"),
+    (b"MATLAB 7.3", "a MATLAB 7.3 file, which is HDF5"), (b"MATLAB 5.0", "a MATLAB file"),
     (b"version https://git-lfs", "a pointer of Git LFS in place of the file (fetch it with git lfs pull)"),
-)
+)  # fmt: skip
 
 
 def foreign(head: bytes) -> str:

@@ -3,9 +3,9 @@
     from common import synthetic
     root = synthetic.write("market", "data/synthetic-small", size="small")
 
-`identity`, `pose`, `body`, `garments`, `canvas` draw a person; `scene`, `camera`, `infrared`, `render` make the picture
-and its companions; `layouts` says what to draw for a data set; this module draws it in parallel and moves it into
-place.
+`identity`, `pose`, `body`, `bags`, `points`, `garments`, `canvas` draw a person; `scene`, `camera`, `infrared`,
+`render` make the picture and its companions; `layouts` says what to draw for a data set; this module draws it in
+parallel and moves it into place.
 
 How hard the data are, on market small with seed 0 (`python tests/benchmarks/synthetic_difficulty.py`), mAP / rank-1 in
 per cent by the Market rule: an HSV histogram in six stripes 45.5 / 56.7; ResNet-18 and ResNet-50 with random weights

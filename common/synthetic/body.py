@@ -1,34 +1,15 @@
-"""Draws one dressed person on a canvas, from the far parts to the near ones, and finds the key points."""
+"""Draws one dressed person on a canvas, from the far parts to the near ones."""
 
 from math import cos, hypot, sin
 
 import numpy as np
 
-from common.synthetic import garments
+from common.synthetic import bags, garments
 from common.synthetic.canvas import HAT, LOWER, SHOE, UPPER, Canvas, Surface
 from common.synthetic.identity import Garment, Identity, Outfit
 from common.synthetic.pose import View, project, skeleton
 
-COCO = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-TRUNK, HEAD, STRAND, BAG_PART, SKIRT = 1, 2, 3, 4, 5
+TRUNK, HEAD, STRAND, SKIRT = 1, 2, 3, 5  # of Canvas.part; 4 is bags.BAG_PART
 ARM, FOREARM, THIGH, SHIN, FOOT = 10, 12, 14, 16, 18  # + 0 left, + 1 right
 STATIONS = np.array([0.0, 0.05, 0.11, 0.2, 0.36, 0.6, 0.84, 1.0])  # along the trunk, neck to crotch
 
@@ -64,7 +45,7 @@ class Figure:
         """Draws everything, far to near."""
         sides = sorted((0, 1), key=lambda side: self.depth["lr"[side] + "knee"] + self.depth["lr"[side] + "ankle"])
         if self.facing > 0:
-            self.backpack()
+            bags.backpack(self)
             self.curtain()
         behind = [(side, part) for side in sides for part in ("arm", "forearm") if self._arm_depth(side, part) < -0.045]
         for side, part in behind:
@@ -84,9 +65,9 @@ class Figure:
                 if (side, part) not in behind:
                     self.arm(side, part)
         if self.facing <= 0:
-            self.backpack()
+            bags.backpack(self)
             self.curtain()
-        self.satchel()
+        bags.satchel(self)
 
     def _arm_depth(self, side: int, part: str) -> float:
         name, near, far = "lr"[side], *(("shoulder", "elbow") if part == "arm" else ("elbow", "hand"))
@@ -284,7 +265,7 @@ class Figure:
             widths = (np.array([0.028, 0.027, 0.022]) * girth + upper.loose * 0.6) * size
             self.canvas.tube(elbow, wrist, widths, paint, FOREARM + side, caps=(0.026 * size, 0.004 * size), arc=0.12)
         if self.person.bag == "handbag" and side == self.person.seed % 2:
-            self.handbag(hand)
+            bags.handbag(self, hand)
 
     def neck(self) -> None:
         base, head = np.array(self.at["neck"]), np.array(self.at["head"])
@@ -379,94 +360,6 @@ class Figure:
         self.canvas.tube(
             (x, top), (x, y + drop * head * size), widths, paint, STRAND, caps=(0.2 * head * size, 0.0), arc=-0.1
         )
-
-    def backpack(self) -> None:
-        if self.person.bag != "backpack":
-            return
-        wide = 0.070 + 0.012 * (self.person.seed % 3)
-        tall = 0.19 + 0.02 * (self.person.seed % 4)
-        top, low = self.place(0, 0.80, -0.108), self.place(0, 0.80 - tall, -0.118)
-        widths = self.around([wide * 0.8, wide, wide, wide * 0.95], [0.038, 0.05, 0.06, 0.055])
-        self.canvas.tube(
-            top,
-            low,
-            widths,
-            garments.bag(self.person, 0.52),
-            BAG_PART,
-            caps=(0.028 * self.size, 0.012 * self.size),
-            square=True,
-        )
-
-    def satchel(self) -> None:
-        depth = -0.13 * -sin(self.view.yaw)  # the bag hangs at the right hip, x = -0.13
-        if self.person.bag != "satchel" or depth < -0.06:
-            return
-        top, low = self.place(-0.118, 0.55, 0.0), self.place(-0.122, 0.45, 0.0)
-        widths = self.around([0.026, 0.030, 0.030], [0.07, 0.075, 0.075])
-        self.canvas.tube(
-            top, low, widths, garments.bag(self.person, 0.1), BAG_PART, caps=(0.008 * self.size,) * 2, square=True
-        )
-
-    def handbag(self, hand) -> None:
-        size = self.size
-        x, y = hand
-        widths = self.around([0.024, 0.03, 0.03], [0.055, 0.066, 0.068])
-        strap = garments.bag(self.person, 2.0)
-        for shift in (-0.5, 0.5):
-            self.canvas.tube(
-                (x, y), (x + shift * widths[0], y + 0.055 * size), np.array([0.005, 0.005]) * size, strap, BAG_PART
-            )
-        self.canvas.tube(
-            (x, y + 0.055 * size),
-            (x, y + 0.145 * size),
-            widths,
-            garments.bag(self.person, 0.35),
-            BAG_PART,
-            caps=(0.008 * size,) * 2,
-            square=True,
-        )
-
-    def keypoints(self) -> np.ndarray:
-        """(17, 3) float64 in canvas pixels: x, y, 2 if seen, else 1. Seen = the joint's own part is what is drawn."""
-        rows = self._face_points()
-        for joint, parts, trunk in (
-            ("shoulder", (ARM,), True),
-            ("elbow", (ARM, FOREARM), False),
-            ("wrist", (FOREARM,), False),
-            ("hip", (THIGH,), True),
-            ("knee", (THIGH, SHIN), False),
-            ("ankle", (SHIN, FOOT), False),
-        ):
-            for side in (0, 1):
-                name = "lr"[side] + joint
-                allowed = {part + side for part in parts}
-                if trunk and self.depth[name] - self.depth["pelvis"] * 0.4 > -0.045:
-                    allowed |= {TRUNK, SKIRT}
-                if joint == "knee":
-                    allowed.add(SKIRT)
-                rows.append((*self.at[name], allowed))
-        return np.array([(x, y, 1.0 + self._seen(x, y, allowed)) for x, y, allowed in rows])
-
-    def _face_points(self) -> list:
-        (x, y), (_, up), rows = self.at["head"], self.head_axes(), []
-        yaw, head = self.head_yaw, self.person.head * self.size
-        for side, high, ahead in (
-            (0, -0.2, 1.0),
-            (0.36, 0.06, 0.84),
-            (-0.36, 0.06, 0.84),
-            (0.95, 0.0, -0.05),
-            (-0.95, 0.0, -0.05),
-        ):
-            px = x + (side * 0.70 * cos(yaw) + ahead * 0.84 * sin(yaw)) * head
-            near = ahead * cos(yaw) - side * sin(yaw)
-            rows.append((0.96 * px + 0.04 * x, y - high * up, {HEAD, STRAND} if near > -0.12 else set()))
-        return rows
-
-    def _seen(self, x: float, y: float, allowed: set) -> bool:
-        column, row = int(x), int(y)
-        if not (0 <= column < self.canvas.width and 0 <= row < self.canvas.height):
-            return False
-        return int(self.canvas.part[row * self.canvas.width + column]) in allowed
 
 
 def _belted(paint):

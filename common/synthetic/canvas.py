@@ -11,26 +11,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-LABELS = (
-    "background",
-    "hat",
-    "hair",
-    "sunglasses",
-    "upper-clothes",
-    "skirt",
-    "pants",
-    "dress",
-    "belt",
-    "left-shoe",
-    "right-shoe",
-    "face",
-    "left-leg",
-    "right-leg",
-    "left-arm",
-    "right-arm",
-    "bag",
-    "scarf",
-)
 MATERIALS = ("background", "skin", "hair", "upper", "inner", "lower", "shoe", "bag", "hat", "glass")
 SKIN, HAIR, UPPER, INNER, LOWER, SHOE, BAG, HAT, GLASS = range(1, 10)
 
@@ -39,7 +19,7 @@ class Surface(NamedTuple):
     """What a part looks like at n points; every field broadcasts to n."""
 
     albedo: np.ndarray  # (n, 3) or (3,) float32 in [0, 1]
-    label: np.ndarray | int  # index into LABELS
+    label: np.ndarray | int  # index into keypoints.ATR
     material: np.ndarray | int  # index into MATERIALS
     relief: np.ndarray | float = 1.0  # brightness of folds and seams
     keep: np.ndarray | None = None  # (n,) bool, where the part is present at all

@@ -11,6 +11,7 @@ from common.synthetic.body import Figure
 from common.synthetic.camera import Camera, expose, stream
 from common.synthetic.canvas import Canvas
 from common.synthetic.identity import Identity, Outfit
+from common.synthetic.points import keypoints
 from common.synthetic.pose import View
 from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 
@@ -18,8 +19,8 @@ from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 class Rendered(NamedTuple):
     """A box of H x W pixels.
 
-    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into canvas.LABELS (ATR); keypoints float32 (17, 3): x, y
-    in pixels and 0 outside the box, 1 hidden, 2 seen (COCO order, body.COCO); infrared and thermal uint8 (H, W), or
+    image uint8 (H, W, 3) RGB; parsing uint8 (H, W), indices into common.keypoints.ATR; keypoints float32 (17, 3): x, y
+    in pixels and 0 outside the box, 1 hidden, 2 seen (COCO's order); infrared and thermal uint8 (H, W), or
     None if not asked for.
     """
 
@@ -127,7 +128,7 @@ def _record(
     canvas.label[layers.hidden.ravel()] = 0
     canvas.part[layers.hidden.ravel()] = 0
     parsing = cv2.resize(canvas.label.reshape(layers.height, layers.width), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    points = figure.keypoints()
+    points = keypoints(figure)
     points[:, :2] *= (view.width / layers.width, view.height / layers.height)
     outside = (points[:, :2] < 0).any(1) | (points[:, 0] >= view.width) | (points[:, 1] >= view.height)
     points[outside, 2] = 0
@@ -194,11 +195,3 @@ def _occlude(layers: _Layers, view: View, unit: float, foot: tuple[float, float]
     layers.hidden |= mask
     if layers.companions:
         layers.infrared[mask], layers.temperature[mask] = 0.4, infrared.AIR
-
-
-def openpose(keypoints: np.ndarray) -> np.ndarray:
-    """The OpenPose points (18, 3) of COCO points (17, 3): another order, and a neck between the shoulders."""
-    left, right = keypoints[5], keypoints[6]
-    neck = np.array([*(0.5 * (left[:2] + right[:2])), min(left[2], right[2])], keypoints.dtype)
-    order = [0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
-    return np.stack([neck if index is None else keypoints[index] for index in order])

@@ -7,35 +7,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.keypoints import ATR
 from common.synthetic import identity as people
 from common.synthetic import pose, render
 from common.synthetic.camera import camera, look
-from common.synthetic.canvas import LABELS
 from common.synthetic.layouts import generator
 
 HEIGHT, WIDTH, COLUMNS = 144, 72, 12
 BONES = (
-    (5, 6),
-    (5, 7),
-    (7, 9),
-    (6, 8),
-    (8, 10),
-    (5, 11),
-    (6, 12),
-    (11, 12),
-    (11, 13),
-    (13, 15),
-    (12, 14),
-    (14, 16),
-    (0, 5),
-    (0, 6),
-)
+    (5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16),
+    (0, 5), (0, 6),
+)  # fmt: skip
 
 
 def palette() -> np.ndarray:
     """(18, 3) uint8: a colour for each parsing label, black for the background."""
-    rows = [colorsys.hsv_to_rgb(i * 0.382 % 1, 0.75, 1.0 - 0.3 * (i % 2)) for i in range(len(LABELS))]
-    return (np.array(rows) * (np.arange(len(LABELS)) > 0)[:, None] * 255).astype(np.uint8)
+    rows = [colorsys.hsv_to_rgb(i * 0.382 % 1, 0.75, 1.0 - 0.3 * (i % 2)) for i in range(len(ATR))]
+    return (np.array(rows) * (np.arange(len(ATR)) > 0)[:, None] * 255).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:

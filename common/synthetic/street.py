@@ -17,11 +17,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.keypoints import COCO
 from common.synthetic import identity as people
-from common.synthetic.body import COCO, Figure
+from common.synthetic.body import Figure
 from common.synthetic.camera import Camera, camera, expose, look
 from common.synthetic.canvas import Canvas
 from common.synthetic.layouts import generator
+from common.synthetic.points import keypoints
 from common.synthetic.scene import BASE, HEIGHT, WIDTH, bicycle, scene
 
 ROOTS = {"coco": "coco", "voc": "VOCdevkit"}
@@ -80,7 +82,7 @@ class _Picture:
         figure = Figure(canvas, identity, outfit, view, (foot[0] - left, foot[1] - top), unit)
         figure.draw()
         x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + wide, self.width), min(top + high, self.height)
-        points = figure.keypoints()
+        points = keypoints(figure)
         points[:, :2] += left, top
         if x0 < x1 and y0 < y1:
             part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))

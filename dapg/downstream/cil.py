@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common import transforms
+from common import colour, transforms
 from dapg.noise.augmix import augmix
 
 
@@ -17,7 +17,7 @@ def soft_erasing(x: Tensor, generator: torch.Generator) -> Tensor:
     height, width = x.shape[2:]
     for source in ("noise", "patch"):
         boxes = transforms.draw_erasing(len(x), height, width, generator, law="uniform")
-        m = transforms.per_image(mixing(len(x), generator))
+        m = colour.per_image(mixing(len(x), generator))
         if source == "noise":
             other = torch.randn(x.shape, device=x.device, generator=generator)
         else:

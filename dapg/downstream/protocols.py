@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common import evaluation, inputs, runtime
+from common import evaluation, inputs, processes
 from common.datasets import regdb, sysu
 from dapg.data import CorruptedStore
 from dapg.downstream.agw import Extractor
@@ -117,4 +117,4 @@ def show(run, metrics: dict[str, float]) -> None:
     names = (n.removesuffix(".rank1") for n in metrics if n.endswith(".rank1"))
     for name in sorted(n for n in names if n.split(".")[0] not in FEATURES):
         rank1, mean, inp = (100 * metrics[f"{name}.{k}"] for k in ("rank1", "mAP", "mINP"))
-        runtime.say(run, f"{name:<10} rank-1 {rank1:5.1f}   mAP {mean:5.1f}   mINP {inp:5.1f}")
+        processes.say(run, f"{name:<10} rank-1 {rank1:5.1f}   mAP {mean:5.1f}   mINP {inp:5.1f}")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import batchnorm, images, inputs, processes, runtime, transforms
+from common import batchnorm, images, inputs, log_folder, processes, runtime, transforms
 from common.epoch import Epoch
 from dapg import losses, trunk
 from dapg.downstream import agw, cil, protocols
@@ -15,18 +15,19 @@ from dapg.downstream.data import INSTANCES, Data, cross_batches
 def run_stage(args, run) -> None:
     """The whole of stage agw or cil: data, fine-tuning, clean and corrupted evaluation, result file."""
     data = Data(args, run)
-    runtime.open_log(run, inputs.data_name(data.data))
+    log_folder.open_log(run, inputs.data_name(data.data))
     data.open(args, run)
     model, optimizer, scheduler = build(args, run, data)
-    network, grad_scaler = runtime.bare(model), runtime.scaler(run)
-    first, best = runtime.resume(run, model, optimizer, scheduler, grad_scaler), args.settings["select"] == "best_test"
+    network, grad_scaler = log_folder.bare(model), runtime.scaler(run)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler)
+    best = args.settings["select"] == "best_test"
     for number in range(first, args.epochs):
         runtime.seed_epoch(run, number)
         stats = train_one_epoch(args, run, model, optimizer, grad_scaler, data, number)
         scheduler.step()
         if best:
             stats |= keep_best(args, run, network, data)
-        runtime.save(run, number + 1, model, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, number + 1, model, optimizer, scheduler, grad_scaler, stats)
     if best:
         network.load_state_dict(run.extra["best"]["state"])
     corruption = protocols.Corruption(draws=args.settings["draws"])
@@ -43,7 +44,7 @@ def run_stage(args, run) -> None:
     }
     selection, described = "best_on_test" if best else "last", inputs.describe(data.data)
     path = runtime.record(run, metrics, described, protocol, epoch=args.epochs, selection=selection)
-    runtime.say(run, f"result in {path}")
+    processes.say(run, f"result in {path}")
 
 
 def build(args, run, data: Data):
@@ -53,7 +54,7 @@ def build(args, run, data: Data):
     if state is not None:
         network.load_trunk(state)
     network = batchnorm.over_groups(network, run.world_size).to(run.device, memory_format=torch.channels_last)
-    runtime.say(
+    processes.say(
         run,
         f"{sum(p.numel() for p in network.parameters()):,} parameters, {data.num_classes} identities, "
         f"trunk from {args.weights}" + (f", split {data.split}" if data.split else ""),

@@ -6,17 +6,7 @@ from torch import Tensor
 
 from common import transforms
 
-OPERATIONS = (
-    "autocontrast",
-    "equalize",
-    "posterize",
-    "rotate",
-    "solarize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
+OPERATIONS = tuple("autocontrast equalize posterize rotate solarize shear_x shear_y translate_x translate_y".split())
 
 
 def augmix(images: Tensor, generator: torch.Generator, severity: float = 3.0, width: int = 3) -> Tensor:

@@ -1,21 +1,8 @@
 """Names of the corruptions, which flags need before any image does."""
 
-TRAIN15 = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+TRAIN15 = tuple(
+    "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog "
+    "brightness contrast elastic_transform pixelate jpeg_compression".split()
 )
 EXTRA4 = ("speckle_noise", "gaussian_blur", "saturate", "spatter")
 BENCH20 = (*TRAIN15, *EXTRA4, "rain")

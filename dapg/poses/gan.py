@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoints, images, inputs, processes, runtime, transforms, visualize
+from common import checkpoints, images, inputs, log_folder, processes, runfiles, runtime, transforms, visualize
 from common.epoch import Epoch
 from dapg import trunk
 from dapg.poses import pngan, pose
@@ -48,7 +48,7 @@ class Data:
         kept = [s for s in data.train if Path(s.path).name in poses]
         if not kept:
             raise ValueError(f"no training image of {data.root} has a pose with {pose.ENOUGH} joints")
-        runtime.say(run, f"{len(kept)} of {len(data.train)} training images have a pose")
+        processes.say(run, f"{len(kept)} of {len(data.train)} training images have a pose")
         self.store = inputs.open_images(run, kept, args.height, args.width, f"{data.name} gan")
         self.pids = np.array([s.pid for s in kept])
         self.poses = np.stack([poses[Path(s.path).name] for s in kept])
@@ -118,17 +118,17 @@ def train_one_epoch(args, run, gan, optimizers, decay, grad_scaler, data: Data, 
 def run_gan(args, run) -> None:
     """The whole of stage gan: data, training, generator with canonical poses, picture, result file."""
     market = inputs.dataset(run, args.dataset)
-    runtime.open_log(run, inputs.data_name(market))
+    log_folder.open_log(run, inputs.data_name(market))
     data, gan = Data(args, run, market), build(args, run)
     optimizers, grad_scaler = pngan.Optimizers(gan, args.lr), runtime.scaler(run)
     decay = pngan.Decay(optimizers, args.lr, args.epochs * steps_per_epoch(args, data))
-    first = runtime.resume(run, gan, optimizers, decay, grad_scaler)
+    first = log_folder.resume(run, gan, optimizers, decay, grad_scaler)
     if "before" not in run.extra:
         run.extra["before"] = fixed_l1(args, gan, data)
     for number in range(first, args.epochs):
         runtime.seed_epoch(run, number)
         run.extra["last"] = train_one_epoch(args, run, gan, optimizers, decay, grad_scaler, data, number)
-        runtime.save(run, number + 1, gan, optimizers, decay, grad_scaler, run.extra["last"])
+        log_folder.save(run, number + 1, gan, optimizers, decay, grad_scaler, run.extra["last"])
     save_generator(args, run, gan, data)
     draw_grid(gan, data, run.log_dir / "pairs.png")
     before, after = run.extra["before"], fixed_l1(args, gan, data)
@@ -139,7 +139,7 @@ def run_gan(args, run) -> None:
         "held_out_ids": args.settings["gan_held_out"],
     }
     path = runtime.record(run, metrics, inputs.describe(market), protocol, epoch=args.epochs)
-    runtime.say(
+    processes.say(
         run,
         f"L1 of {FIXED_PAIRS} fixed pairs {before:.3f} -> {after:.3f}; generator in "
         f"{run.log_dir / 'generator.pt'}; result in {path}",
@@ -151,7 +151,7 @@ def save_generator(args, run, gan, data: Data) -> None:
     canon = pose.canonical(dict(enumerate(data.poses)))
     settings = {k: args.settings[k] for k in ("ngf", "blocks")} | {"height": args.height, "width": args.width}
     state = {"state_dict": gan.generator.state_dict(), "poses": canon.tolist(), "settings": settings}
-    checkpoints.replace(run.log_dir / "generator.pt", lambda file: torch.save(state, file))
+    runfiles.replace(run.log_dir / "generator.pt", lambda file: torch.save(state, file))
     pose.write(run.log_dir / "canonical_poses.json", {f"pose{i}": p for i, p in enumerate(canon)})
 
 
@@ -191,11 +191,11 @@ def run_generate(args, run) -> None:
     The images of --variant market_split=all include the gallery's. Ranks share the work.
     """
     market = inputs.dataset(run, args.dataset)
-    runtime.open_log(run, inputs.data_name(market))
+    log_folder.open_log(run, inputs.data_name(market))
     network, poses, digest, settings = load_generator(args)
     more = market.gallery if args.settings["market_split"] == "all" else []
     samples = market.train + [s for s in more if s.pid >= 0]
-    runtime.claim(run)
+    log_folder.claim(run)
     folder = run.log_dir / "generated" / digest
     folder.mkdir(parents=True, exist_ok=True)
     height, width = settings["height"], settings["width"]
@@ -212,18 +212,18 @@ def run_generate(args, run) -> None:
             for i, image in zip(part, fake.permute(0, 2, 3, 1).cpu().numpy()):
                 picture = Image.fromarray(image)
                 file = outputs(folder, samples[i].path)[p]
-                checkpoints.replace(file, lambda stream: picture.save(stream, "JPEG", quality=95))
+                runfiles.replace(file, lambda stream: picture.save(stream, "JPEG", quality=95))
     processes.barrier(run)
     if run.main:
         text = json.dumps({"folder": f"generated/{digest}", "images": len(samples), "poses": pose.POSES})
-        checkpoints.replace(run.log_dir / "generated.json", lambda file: file.write(text.encode()))
+        runfiles.replace(run.log_dir / "generated.json", lambda file: file.write(text.encode()))
     path = runtime.record(
         run,
         {"files": len(samples) * pose.POSES},
         inputs.describe(market),
         {"dataset": inputs.data_name(market), "generator": digest},
     )
-    runtime.say(run, f"{len(samples)} images in {pose.POSES} poses in {folder}; result in {path}")
+    processes.say(run, f"{len(samples)} images in {pose.POSES} poses in {folder}; result in {path}")
 
 
 def outputs(folder: Path, path: str) -> list[Path]:

@@ -13,68 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoints, pixels
+from common import keypoints, pixels, runfiles
 from common.datasets import lists
-from common.synthetic import layouts, render
+from common.keypoints import COCO, OPENPOSE
+from common.synthetic import layouts
 
-LIMBS = (
-    (1, 2),
-    (1, 5),
-    (2, 3),
-    (3, 4),
-    (5, 6),
-    (6, 7),
-    (1, 8),
-    (8, 9),
-    (9, 10),
-    (1, 11),
-    (11, 12),
-    (12, 13),
-    (1, 0),
-    (0, 14),
-    (14, 16),
-    (0, 15),
-    (15, 17),
-)
-COCO = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-OPENPOSE = (
-    "nose",
-    "neck",
-    "right_shoulder",
-    "right_elbow",
-    "right_wrist",
-    "left_shoulder",
-    "left_elbow",
-    "left_wrist",
-    "right_hip",
-    "right_knee",
-    "right_ankle",
-    "left_hip",
-    "left_knee",
-    "left_ankle",
-    "right_eye",
-    "left_eye",
-    "right_ear",
-    "left_ear",
-)
+LIMBS = [(1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0)]
+LIMBS += [(0, 14), (14, 16), (0, 15), (15, 17)]
 BODY25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)  # without mid-hip (8) and feet (19-24)
 FACE = (0, 14, 15, 16, 17)
 ENOUGH = 8  # joints without which an image is dropped
@@ -165,7 +110,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, poses: dict[str, np.ndarray]) -> None:
     text = json.dumps({name: np.round(pose, 4).tolist() for name, pose in sorted(poses.items())})
-    checkpoints.replace(path, lambda file: file.write(text.encode()))
+    runfiles.replace(path, lambda file: file.write(text.encode()))
 
 
 def openpose_folder(folder: Path, paths: list[str]) -> dict[str, np.ndarray]:
@@ -192,13 +137,13 @@ def synthetic(root: Path, paths: list[str]) -> dict[str, np.ndarray]:
     for path in tqdm(paths, desc="key points", disable=None):
         drawn = layouts.draw("market", items[Path(path).relative_to(root).as_posix()], stamp["seed"])
         height, width = drawn.image.shape[:2]
-        poses[Path(path).name] = (render.openpose(drawn.keypoints) / [width, height, 1]).astype(np.float32)
+        poses[Path(path).name] = (from_coco(drawn.keypoints) / [width, height, 1]).astype(np.float32)
     return poses
 
 
 def detect(paths: list[str], weights: str, device, threshold: float = 0.0) -> dict[str, np.ndarray]:
     """Poses by torchvision's Keypoint R-CNN: the best-scored person, joints whose score (a logit) exceeds threshold."""
-    model = detector(weights).to(device).eval()
+    model = detector(weights).to(device)
     poses = {}
     for path in tqdm(paths, desc="Keypoint R-CNN", disable=None):
         image = np.array(pixels.read(path))
@@ -211,27 +156,13 @@ def detect(paths: list[str], weights: str, device, threshold: float = 0.0) -> di
 
 
 def detector(weights: str):
-    """Keypoint R-CNN from a checkpoint file or, with "download", torchvision's COCO_V1."""
-    from torchvision.models import detection
-
-    choice = detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
-    model = detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=512)
-    if weights == "download":
-        state = choice.get_state_dict(progress=False, check_hash=True)
-    elif not weights:
+    """Keypoint R-CNN from a checkpoint file or, with "download", torchvision's own. Raises: as keypoints.detector."""
+    if not weights:
         raise FileNotFoundError(
-            "poses: the data set has no poses.json and no poses/ folder, so they must be detected: "
-            f"give --variant detector=PATH of {choice.url}, or detector=download"
+            "poses: the data set has no poses.json and no poses/ folder, so they must be detected: give --variant "
+            "detector=PATH of torchvision's Keypoint R-CNN (COCO_V1), or detector=download"
         )
-    else:
-        state = checkpoints.load(weights, "--variant detector", f"get {choice.url}")
-    try:
-        model.load_state_dict(state)  # not checkpoints.fit: torchvision renames the tensors of its older files here
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{weights} does not fit torchvision's keypointrcnn_resnet50_fpn: {str(error).splitlines()[0]}"
-        ) from error
-    return model
+    return keypoints.detector(None if weights == "download" else weights, "--variant detector", min_size=512)
 
 
 def best_person(found: dict, threshold: float) -> np.ndarray:
@@ -246,50 +177,16 @@ def best_person(found: dict, threshold: float) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- canonical poses
 def builtin() -> np.ndarray:
     """Front, back, right and left profile (4, 18, 3): the fallback where too few complete poses exist."""
-    front = np.array(
-        [
-            (0.50, 0.12),
-            (0.50, 0.20),
-            (0.38, 0.21),
-            (0.33, 0.34),
-            (0.31, 0.46),
-            (0.62, 0.21),
-            (0.67, 0.34),
-            (0.69, 0.46),
-            (0.42, 0.49),
-            (0.42, 0.69),
-            (0.42, 0.89),
-            (0.58, 0.49),
-            (0.58, 0.69),
-            (0.58, 0.89),
-            (0.47, 0.105),
-            (0.53, 0.105),
-            (0.43, 0.115),
-            (0.57, 0.115),
-        ]
-    )
-    right = np.array(
-        [
-            (0.58, 0.12),
-            (0.48, 0.20),
-            (0.49, 0.21),
-            (0.45, 0.34),
-            (0.52, 0.45),
-            (0.47, 0.21),
-            (0.53, 0.33),
-            (0.60, 0.43),
-            (0.50, 0.49),
-            (0.58, 0.68),
-            (0.55, 0.88),
-            (0.49, 0.49),
-            (0.44, 0.69),
-            (0.33, 0.85),
-            (0.56, 0.10),
-            (0, 0),
-            (0.49, 0.11),
-            (0, 0),
-        ]
-    )
+    front = np.array([
+        (0.50, 0.12), (0.50, 0.20), (0.38, 0.21), (0.33, 0.34), (0.31, 0.46), (0.62, 0.21), (0.67, 0.34),
+        (0.69, 0.46), (0.42, 0.49), (0.42, 0.69), (0.42, 0.89), (0.58, 0.49), (0.58, 0.69), (0.58, 0.89),
+        (0.47, 0.105), (0.53, 0.105), (0.43, 0.115), (0.57, 0.115)
+    ])  # fmt: skip
+    right = np.array([
+        (0.58, 0.12), (0.48, 0.20), (0.49, 0.21), (0.45, 0.34), (0.52, 0.45), (0.47, 0.21), (0.53, 0.33),
+        (0.60, 0.43), (0.50, 0.49), (0.58, 0.68), (0.55, 0.88), (0.49, 0.49), (0.44, 0.69), (0.33, 0.85),
+        (0.56, 0.10), (0, 0), (0.49, 0.11), (0, 0)
+    ])  # fmt: skip
     front, right = (np.column_stack([points, (points.sum(1) > 0)]) for points in (front, right))
     back = front.copy()
     back[:, 0] = 1 - back[:, 0]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common import runtime
+from common import log_folder
 from common.images import to_device
 from common.processes import gather_rows
 from dapg import losses
@@ -39,7 +39,7 @@ class Robust(Step):
             negatives, own = batch_negatives(k, self.run.rank)
         else:
             z, k = self.encode(model, group if args.loss == "eq1" else group[:1], group[1:])
-            negatives, own = runtime.bare(model).queue, None
+            negatives, own = log_folder.bare(model).queue, None
             keys = k[which, torch.arange(len(which), device=k.device)]
         loss, parts = objective(args, z, k, negatives, own, which)
         return loss, {**parts, "spread": spread(z[0])}, keys

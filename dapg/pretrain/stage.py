@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import batchnorm, evaluation, images, inputs, processes, runtime
+from common import batchnorm, evaluation, images, inputs, log_folder, processes, runtime
 from common.epoch import Epoch
 from dapg import trunk
 from dapg.data import open_store, subset
@@ -34,22 +34,22 @@ def run_stage(args, run) -> None:
     samples = subset(data.train, args.subset, args.settings["subset_seed"])
     if args.stage == "align" and args.settings["market_split"] == "all":
         samples = samples + [s for s in data.gallery if s.pid >= 0]
-    runtime.open_log(run, inputs.data_name(data))
-    runtime.say(run, f"{len(samples)} images for --stage {args.stage}, no labels used")
+    log_folder.open_log(run, inputs.data_name(data))
+    processes.say(run, f"{len(samples)} images for --stage {args.stage}, no labels used")
     store = open_store(run, samples, args.height, args.width, f"{data.name} {args.stage}")
     generated = open_generated(args, run, samples) if args.stage == "align" else None
     model, optimizer, scheduler = build(args, run, len(samples))
     grad_scaler, monitor = runtime.scaler(run), Monitor(run, warmup_steps(args, len(samples)))
-    first = runtime.resume(run, model, optimizer, scheduler, grad_scaler)
+    first = log_folder.resume(run, model, optimizer, scheduler, grad_scaler)
     if "before" not in run.extra:
         run.extra["before"] = instance_metrics(run, model, store)
-    say_negatives(args, run, runtime.bare(model))
+    say_negatives(args, run, log_folder.bare(model))
     for number in range(first, args.epochs):
         runtime.seed_epoch(run, number)
         step = make_step(args, run, number, generated)
         stats = train_one_epoch(args, run, step, model, optimizer, scheduler, grad_scaler, store, monitor)
         run.extra["last"] = stats
-        runtime.save(run, number + 1, model, optimizer, scheduler, grad_scaler, stats)
+        log_folder.save(run, number + 1, model, optimizer, scheduler, grad_scaler, stats)
     record(args, run, model, data, len(samples), instance_metrics(run, model, store))
 
 
@@ -135,11 +135,11 @@ def train_one_epoch(
         done = before + epoch.step - 1  # steps of the whole training
         loss, parts, keys = step(model, pixels, indices)
         if runtime.step(run, loss, [optimizer], grad_scaler, epoch.where):
-            runtime.bare(model).after_step(keys, done / (args.epochs * len(batches)))  # the queue, or BYOL's target
+            log_folder.bare(model).after_step(keys, done / (args.epochs * len(batches)))  # the queue, or BYOL's target
         scheduler.step()
         epoch.add(len(pixels), loss=loss, **parts)
         monitor.see(parts["spread"], done)
-    check_queues(run, runtime.bare(model))
+    check_queues(run, log_folder.bare(model))
     return epoch.means(model, digits=4)
 
 
@@ -158,7 +158,7 @@ class Monitor:
         self.low = torch.where(value < COLLAPSED, self.low + 1, 0)
         if (step + 1) % CHECK == 0 and self.low >= WINDOW:
             self.warned = True
-            runtime.say(
+            processes.say(
                 self.run,
                 f"warning: the features have collapsed: their spread is {float(value):.3f} (1 is isotropic) and was "
                 f"below {COLLAPSED} for {WINDOW} steps, at step {step}; lower --lr or use --preset stable",
@@ -179,7 +179,7 @@ def say_negatives(args, run, model) -> None:
         positives = 3 if args.stage == "robust" and args.method == "dapg" and args.loss != "infonce" else 1
         negatives = len(model.queue) if args.negatives == "queue" else 3 * (args.batch_size - 1)
         equal = math.log((positives + negatives) / positives)
-        runtime.say(run, f"{negatives} negatives ({args.negatives}); L_MC of equal similarities is {equal:.3f}")
+        processes.say(run, f"{negatives} negatives ({args.negatives}); L_MC of equal similarities is {equal:.3f}")
 
 
 class Pixels:
@@ -202,7 +202,7 @@ def instance_metrics(run, model, store) -> dict:
     generator = torch.Generator(run.device).manual_seed(0)
     draw = groups.draw_noise(len(index), np.random.default_rng(0))
     noisy = device_corruptions.corrupt(clean, draw.types[:, 0], draw.severities[:, 0], generator)
-    feats = [inputs.extract(run, runtime.bare(model).trunk, Pixels(x), batch_size=64) for x in (noisy, clean)]
+    feats = [inputs.extract(run, log_folder.bare(model).trunk, Pixels(x), batch_size=64) for x in (noisy, clean)]
     feats = [F.normalize(f, dim=1) for f in feats]
     ids, camera = np.arange(len(index)), np.zeros(len(index), np.int64)
     m = evaluation.rank_metrics(*feats, ids, ids, camera, camera + 1)
@@ -214,7 +214,7 @@ def record(args, run, model, data, count: int, after: dict) -> None:
     if run.main:
         meta = {key: getattr(args, key) for key in ("stage", "method", "row", "backbone", "epochs")}
         meta |= {"data": inputs.data_name(data), "images": count}
-        trunk.export(run.log_dir / "trunk.pt", runtime.bare(model).trunk, meta)
+        trunk.export(run.log_dir / "trunk.pt", log_folder.bare(model).trunk, meta)
     metrics = {**after, **{f"before.{k}": v for k, v in run.extra["before"].items()}, **run.extra["last"]}
     protocol = {
         "dataset": inputs.data_name(data),
@@ -224,7 +224,7 @@ def record(args, run, model, data, count: int, after: dict) -> None:
         "labels": "none",
     }
     path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=args.epochs)
-    runtime.say(
+    processes.say(
         run,
         f"instance rank-1 {100 * run.extra['before']['instance.rank1']:.1f} -> "
         f"{100 * after['instance.rank1']:.1f}; trunk in {run.log_dir / 'trunk.pt'}; result in {path}",

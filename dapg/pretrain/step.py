@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import runtime, transforms
+from common import log_folder, runtime, transforms
 from common.images import to_device
 from common.processes import gather_rows
 from dapg import losses
@@ -59,7 +59,7 @@ class Step:
     def one_positive(self, model, anchors: Tensor, positives: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Eq. (2) with one positive, and the queue as negatives, for images (B, 3, H, W): result as of a step."""
         z, k = self.encode(model, anchors[None], positives[None])
-        positive, negative = (z[0] * k[0]).sum(1, keepdim=True), z[0] @ runtime.bare(model).queue.T
+        positive, negative = (z[0] * k[0]).sum(1, keepdim=True), z[0] @ log_folder.bare(model).queue.T
         mc = losses.multi_contrastive(positive, negative, self.args.tau)  # Eq. (2)
         return mc, {"mc": mc, "spread": spread(z[0])}, k[0]
 

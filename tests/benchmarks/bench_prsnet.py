@@ -24,8 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import flags as common_flags
-from common import images, transforms
+from common import evaluation, images, transforms
 from prsnet import flags, masking, pretrain, sampling
 from prsnet.model import SIZES
 
@@ -94,7 +93,7 @@ class Side:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def update(self, x, masked):
-        dtype = common_flags.AMP_DTYPES[self.bench.amp]
+        dtype = evaluation.AMP_DTYPES[self.bench.amp]
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             rebuilt = self.run(x, masked)
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,7 +128,7 @@ def main(args) -> dict:
                 seconds = clock(getattr(sides[name], kind), device)
                 if number:
                     times[name, kind].append(seconds)
-    peak = peak_flops(device, common_flags.AMP_DTYPES[args.amp] or torch.float32)
+    peak = peak_flops(device, evaluation.AMP_DTYPES[args.amp] or torch.float32)
     found = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "peak_tflops": peak / 1e12}
     for name, side in sides.items():
         step, loop = (args.batch_size * args.steps / median(times[name, kind]) for kind in ("step", "loop"))

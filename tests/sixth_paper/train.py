@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18
 
-from common import batchnorm, datasets, images, inputs, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, flags, images, inputs, log_folder, processes, runtime, samplers, transforms
 from common.epoch import Epoch
 from common.losses import batch_hard_triplet
 
@@ -38,8 +38,8 @@ def parse_args(argv=None):
     parser.add_argument("-b", "--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=3.5e-4)
-    runtime.add_run_flags(parser)
-    return runtime.parse(parser, "tests/sixth_paper", argv)
+    flags.add_run_flags(parser)
+    return flags.parse(parser, "tests/sixth_paper", argv)
 
 
 def train_one_epoch(run, args, model, optimizer, scaler, store, labels, augment, number):
@@ -62,7 +62,7 @@ def train_one_epoch(run, args, model, optimizer, scaler, store, labels, augment,
 def main(args):
     run = runtime.start(args, "sixth_paper")
     data = inputs.dataset(run, args.dataset)
-    runtime.open_log(run, inputs.data_name(data))
+    log_folder.open_log(run, inputs.data_name(data))
     size = args.height, args.width
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train")
     test_store = inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
@@ -71,15 +71,15 @@ def main(args):
     model, scaler = processes.parallel(run, bare), runtime.scaler(run)
     optimizer = torch.optim.Adam(bare.parameters(), lr=args.lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-    for number in range(runtime.resume(run, model, optimizer, scheduler, scaler), args.epochs):
+    for number in range(log_folder.resume(run, model, optimizer, scheduler, scaler), args.epochs):
         runtime.seed_epoch(run, number)
         augment = transforms.Augment()
         stats = train_one_epoch(run, args, model, optimizer, scaler, store, labels, augment, number)
         scheduler.step()
-        runtime.save(run, number + 1, model, optimizer, scheduler, scaler, stats)
+        log_folder.save(run, number + 1, model, optimizer, scheduler, scaler, stats)
     m = inputs.rank_metrics(data, inputs.extract(run, bare, test_store))
     path = runtime.record(run, {"mAP": m.mAP, "rank1": m.rank(1)}, inputs.describe(data), inputs.MARKET_PROTOCOL)
-    runtime.say(run, f"mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}; result in {path}")
+    processes.say(run, f"mAP {100 * m.mAP:.1f}, rank-1 {100 * m.rank(1):.1f}; result in {path}")
 
 
 if __name__ == "__main__":
