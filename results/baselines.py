@@ -17,9 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the one allowed path line: repository root first
 
-from common import commandline, inputs, runtime
-from results import reproduce, schema
-from results.schema import Refused
+from common import commandline, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +31,14 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--results-dir", default=str(ROOT / "results" / "baselines"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of the untrained network")
     return parser.parse_args(commandline.words(argv))
+
+
+if __name__ == "__main__":
+    arguments = flags.answer(parse_args)  # torch is loaded below
+
+from common import inputs, runtime
+from results import reproduce, schema
+from results.schema import Refused
 
 
 def main(args: Namespace) -> None:
@@ -50,12 +56,12 @@ def record(args: Namespace, project: str, row: str, spec: dict, seed: int) -> Pa
     with tempfile.TemporaryDirectory() as logs:
         given = vars(schema.row_args(ROOT, project, script, words))
         places = {"weights": "none", "logs_dir": logs, "results_dir": args.results_dir, "resume": None}
-        flags = Namespace(**{**given, **places})
-        run = runtime.start(flags, project)
-        found, data = schema.load_script(ROOT / project / "untrained.py").measure(run, flags)
+        own = Namespace(**{**given, **places})
+        run = runtime.start(own, project)
+        found, data = schema.load_script(ROOT / project / "untrained.py").measure(run, own)
         metrics = {f"{kind}.{name}": value for kind, each in found.items() for name, value in each.items()}
         return runtime.record(run, metrics, inputs.describe(data), {"training": "none"})
 
 
 if __name__ == "__main__":
-    runtime.execute(main, parse_args())
+    runtime.execute(main, arguments)

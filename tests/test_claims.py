@@ -146,14 +146,14 @@ def test_recorded_baselines_serve_rows_whose_results_hold_none(root, capsys):  #
     result(root, row="extra", metrics={"rank1": 0.10}), result(root, row="extra", seed=1, metrics={"rank1": 0.11})
     claim = found(root)
     assert claim.verdict == HOLDS and claim.differences[0] == (pytest.approx(0.025), pytest.approx(0.005))
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     shown = (root / "results" / "README.md").read_text()
     assert (
         "chance 4 × [2.0](baselines/fake/market/extra/seed0.json)" in shown and "**holds**: +2.5 (needs 1.0)" in shown
     )
     record_baseline(root, "extra", {"chance.rank1": 0.02}, data__digest="other")
     result(root, row="extra", metrics={"rank1": 0.10})
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "measured on other data than the runs of fake/extra" in capsys.readouterr().err
 
 
@@ -190,7 +190,7 @@ FAULTS = {
 def test_a_faulty_claim_is_refused_in_one_sentence(root, capsys, message):  # noqa: F811
     result(root, row="extra")
     write(root, f"first: {FAULTS[message]}")
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     said = capsys.readouterr().err
     assert message in said and "claims.yaml: first" in said and len(said.splitlines()) == 1
 
@@ -207,17 +207,17 @@ UNLIKE = {
 def test_runs_that_differ_in_what_a_claim_holds_equal_are_not_compared(root, capsys, what):  # noqa: F811
     write(root, CLAIM.replace("{claim", "{equal: [epoch, workers], claim", 1))
     runs(root, "table2/market", [0.8]), runs(root, "extra", [0.7])
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     runs(root, "extra", [0.7], **UNLIKE[what])
     capsys.readouterr()
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert f"whose {what} is not that of" in capsys.readouterr().err
 
 
 def test_a_flag_that_no_result_records_cannot_be_equal(root, capsys):  # noqa: F811
     write(root, CLAIM.replace("{claim", "{equal: [step], claim", 1))
     runs(root, "table2/market", [0.8]), runs(root, "extra", [0.7])
-    assert render.main([], root) == 1
+    assert render.main(["--record"], root) == 1
     assert "'step' is neither epoch nor a flag" in capsys.readouterr().err
 
 
@@ -227,7 +227,7 @@ def test_claims_open_the_readmes_and_the_page_and_are_counted(root):  # noqa: F8
     )
     write(root, CLAIM + "\nopen: {claim: a | b, where: Table 3, metric: rank1, rows: {extra: , demo: }, note: Beware.}")
     runs(root, "table2/market", [0.80, 0.82, 0.84]), runs(root, "extra", [0.70, 0.74])
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     listing = (root / "results" / "README.md").read_text()
     line = (
         "| A is above B. | Table 2 | mAP | 78.8; 70.0 | table2/market [82.0 ± 2.0](fake/market/table2/market) (n=3); "
@@ -253,13 +253,13 @@ def test_claims_open_the_readmes_and_the_page_and_are_counted(root):  # noqa: F8
 def test_the_smallest_number_of_seeds_is_said_and_one_seed_shows_the_sign(root, capsys):  # noqa: F811
     write(root)
     runs(root, "table2/market", [0.80, 0.82, 0.84]), runs(root, "extra", [0.70])
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert "**cannot be told at n=1**: +12.0 |" in (root / "results" / "README.md").read_text()
     assert "extra 70.0 (n=1)] cannot be told at n=1: +12.0" in capsys.readouterr().out
 
 
 def test_without_claims_the_pages_say_nothing_of_them(root):  # noqa: F811
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     assert "Claims of the papers" not in (root / "results" / "README.md").read_text()
     assert "What a verdict says" not in (root / "results" / page.NAME).read_text()
 
@@ -282,7 +282,7 @@ def test_a_table_draws_its_rows_over_the_epochs_in_the_place_of_their_own_pictur
     ((name, (curve,)),) = tables_panels(root).items()
     assert name == "mAP (%)" and curve.name == "Ours" and list(curve.x) == [1, 2]  # epochs that both seeds hold
     assert list(curve.y) == pytest.approx([30, 45]) and curve.error == pytest.approx([math.sqrt(200), math.sqrt(50)])
-    assert render.main([], root) == 0
+    assert render.main(["--record"], root) == 0
     pictures = {path.name for path in (root / "results" / "figures").iterdir()}
     assert pictures >= {"fake-table2-epochs.png", "fake-market-synthetic-small-demo.png"}
     assert "fake-market-table2_market.png" not in pictures

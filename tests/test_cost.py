@@ -11,7 +11,12 @@ from tests.test_reproduce import root  # noqa: F401 the miniature repository
 
 def recorded(root, row, seed, wall_s, size="", **args):  # noqa: F811
     """A result of a run that took wall_s seconds."""
-    assert reproduce.main([f"fake/{row}", "--seeds", str(seed), *(["--synthetic", size] if size else [])], root) == 0
+    assert (
+        reproduce.main(
+            [f"fake/{row}", "--record", "--seeds", str(seed), *(["--synthetic", size] if size else [])], root
+        )
+        == 0
+    )
     (path,) = (root / "results" / "fake").glob(f"{'*-' + size if size else 'market'}/{row}/seed{seed}.json")
     content = json.loads(path.read_text()) | {"wall_s": wall_s}
     path.write_text(json.dumps(content | {"args": content["args"] | args}))
@@ -19,7 +24,7 @@ def recorded(root, row, seed, wall_s, size="", **args):  # noqa: F811
 
 def planned(root, capsys, *words):  # noqa: F811
     capsys.readouterr()
-    assert reproduce.main([*words, "--dry-run"], root) == 0
+    assert reproduce.main([*words, "--record", "--dry-run"], root) == 0
     said = capsys.readouterr().out
     lines = re.findall(r"^  (\w+) +fake/(\S+) seed (\d)(?: \(.*\))?  (.*)$", said, re.MULTILINE)
     return {f"{row}:{seed}": f"{status}, {text}" for status, row, seed, text in lines}, said.splitlines()[-1]

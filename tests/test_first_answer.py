@@ -30,6 +30,8 @@ WRONG = {  # every program with flags, and words that it must refuse in a senten
     "results/reproduce.py": "--gpus many",
     "results/render.py": "--chekc",
     "results/recount.py": "--chekc",
+    "results/compare.py": "--chekc",
+    "results/baselines.py": "--seeds many",
 }
 
 
