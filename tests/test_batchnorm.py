@@ -51,7 +51,9 @@ def first_step(groups):
     if world > 1:
         torch.distributed.init_process_group("gloo")
     run = type(
-        "Run", (), {"world_size": world, "rank": rank, "device": torch.device("cpu"), "args": {"compile": False}}
+        "Run",
+        (),
+        {"world_size": world, "rank": rank, "device": torch.device("cpu"), "args": {"amp": "off", "compile": False}},
     )
     model = batchnorm.over_groups(network(), world, groups)
     share = slice(rank * 8 // world, (rank + 1) * 8 // world)

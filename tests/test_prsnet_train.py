@@ -116,7 +116,11 @@ def test_a_pretraining_of_its_own_ends_with_the_command_that_finds_it(data_dir, 
     assert flags.weights_file(args, "market") == best
     train.build(
         args,
-        type("Run", (), {"main": True, "world_size": 1, "device": torch.device("cpu"), "args": {"compile": False}}),
+        type(
+            "Run",
+            (),
+            {"main": True, "world_size": 1, "device": torch.device("cpu"), "args": {"amp": "off", "compile": False}},
+        ),
         3,
         "market",
     )
@@ -139,7 +143,7 @@ def test_rate_warms_up_by_iteration_and_ends_at_zero():
 
 def test_weight_decay_is_on_matrices_only(tmp_path):
     args = flags.pretrain_args([*TINY, "--batch-size", "16"])
-    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "args": {"compile": False}})
+    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "args": {"amp": "off", "compile": False}})
     model, optimizer, _ = pretrain.build(args, run, 1)
     matrices, vectors = (group["params"] for group in optimizer.param_groups)
     assert (
@@ -209,7 +213,9 @@ def test_the_other_ways_to_finetune_run(data_dir, tmp_path, best, more):
 
 def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen():
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", "none"])
-    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "rank": 0, "args": {"compile": False}})
+    run = type(
+        "Run", (), {"device": torch.device("cpu"), "world_size": 1, "rank": 0, "args": {"amp": "off", "compile": False}}
+    )
     torch.manual_seed(0)
     model, optimizer, centres, _ = train.build(args, run, 3, "market")
     before = {k: v.detach().clone() for k, v in model.train().named_parameters()}
@@ -233,7 +239,11 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
 
 def test_weights_of_pretraining_arrive_in_the_encoder(best):
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", str(best)])
-    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "main": True, "args": {"compile": False}})
+    run = type(
+        "Run",
+        (),
+        {"device": torch.device("cpu"), "world_size": 1, "main": True, "args": {"amp": "off", "compile": False}},
+    )
     model, *_ = train.build(args, run, 3, "market")
     stored = {k: v for k, v in checkpoints.read(best)["state_dict"].items() if k.startswith("encoder.")}
     own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
