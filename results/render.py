@@ -68,7 +68,7 @@ code learns and in which direction a change acts, and compare with nothing in th
 run with other flags than its row's. mAP and Rank-k are per cent.
 
 Claims are those of `<project>/claims.yaml`; their verdicts are computed from the same files by results/claims.py.
-`baselines/` holds what some rows give without training, recorded by `python results/baselines.py`.
+`baselines/` holds what some rows give without training, recorded by `results/baselines.py`.
 
 A result file `<project>/<data>/<row>/seed<k>.json` holds `schema`, `project`, `row`, `seed`, `command` and `args`
 (how to repeat it), `git` (commit, dirty), `metrics` (retrieval metrics as fractions), `epoch` and `selection` (`last`
