@@ -31,7 +31,7 @@ MODES = ["", "--amp fp16", "--deterministic"]  # the last refuses operators with
 PLAIN = " ".join(test_pixel_sampling_train.PLAIN)
 SCRIPTS = {  # module, its smallest flags, and what is added to them
     "aff_scl": (aff_scl.train, [*TINY, "--epochs", 1], [
-        "", "--loss ce_tri", "--lb memory --variant hard_ref=hard", "--cam se --swap --variant post=relu pool=gem",
+        "", "--loss ce_tri", "--lb memory --variant hard_ref=hard", "--cam se --variant swap=on post=relu pool=gem",
         "--mode uda --source duke", "--mode sup --bn-groups 1 -b 8",
     ]),
     "convnext_ap": (convnext_ap.train, [*test_convnext_ap_train.TINY, "--epochs", 1], [
@@ -98,9 +98,19 @@ def watched(monkeypatch):
     torch.set_float32_matmul_precision("highest")
 
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+def on_gpu(test):
+    """The marks of a test for a GPU."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
 
 
+@pytest.mark.parametrize("project", SCRIPTS)
+def test_the_flags_of_every_form_are_those_of_its_script(project):
+    module, words, all_more = SCRIPTS[project]
+    for more in all_more:
+        assert module.parse_args([str(word) for word in (*words, *more.split())]).epochs >= 1
+
+
+@on_gpu
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("project, more", [(name, more) for name, (_, _, all) in SCRIPTS.items() for more in all])
 def test_a_step_of_a_script_waits_for_nothing(project, more, mode, watched, tmp_path):
@@ -111,6 +121,7 @@ def test_a_step_of_a_script_waits_for_nothing(project, more, mode, watched, tmp_
     assert watched and min(watched) >= 3
 
 
+@on_gpu
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_of_a_stage_of_dapg_waits_for_nothing(stage, mode, watched):
