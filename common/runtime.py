@@ -18,6 +18,7 @@ import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -117,6 +118,7 @@ def execute(main, args: Namespace) -> None:
     """Call main(args); a known error ends the process with one sentence and status 1, its traceback goes to a file.
 
     A run that is finished already is said in one line, with status 0: what the command asks for is there.
+    Under torchrun the process ends here.
     """
     commandline.console()
     warnings.formatwarning = _one_line
@@ -133,7 +135,20 @@ def execute(main, args: Namespace) -> None:
         sys.stdout.flush()
         os._exit(1)  # do not wait for other ranks: torchrun ends them
     if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> NoReturn:
+    """End of a process that has a process group: status 0, and no shutdown of the interpreter.
+
+    gloo's threads outlive destroy_process_group where DistributedDataParallel was used. One that still drops the
+    tensors of its last collective while the interpreter shuts down aborts the process, and torchrun would report a
+    failure of a run whose results are all written.
+    """
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _one_line(message, category, filename, lineno, line=None) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from common import runtime
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torchvision", "scipy.sparse", "sklearn.cluster", "cv2", "tqdm", "yaml"])
 
@@ -56,6 +58,5 @@ def _rank(rank, world_size, port, folder, function, arguments):
     except BaseException:
         (Path(folder) / f"error{rank}").write_text(traceback.format_exc())
         os._exit(1)  # the other ranks wait for this one in vain; the caller ends them
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        runtime.leave()

@@ -50,6 +50,26 @@ def test_nan_on_one_rank_stops_all_before_any_weight_changes(tmp_path):
     assert all(f"rank {rank} unchanged True" in done.stdout for rank in (0, 1))  # lines of two processes may join
 
 
+def test_a_finished_rank_ends_without_a_shutdown_of_the_interpreter(tmp_path):
+    """There gloo's threads may abort it, and torchrun would call a finished run failed."""
+    path = program(
+        tmp_path,
+        f"""
+        import atexit, os
+        args.logs_dir = {str(tmp_path / "logs")!r}
+        atexit.register(os._exit, 9)
+        def main(args):
+            run = runtime.start(args, "p")
+            torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))(torch.ones(1, 2)).sum().backward()
+            print(f"rank {{run.rank}} is done")  # not flushed
+        runtime.execute(main, args)
+        """,
+    )
+    done = script(path, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank} is done" in done.stdout for rank in (0, 1))
+
+
 def test_failure_on_one_rank_ends_the_job(tmp_path):
     path = program(
         tmp_path,

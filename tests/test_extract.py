@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from common import runtime
 from common.evaluation import extract, rank_metrics
 from common.images import ImageStore
 from common.transforms import normalize
@@ -57,7 +58,7 @@ def worker(rank, world_size, port, path):
     sizes = (N, 5)  # with 5 images in blocks of 8 only rank 0 has any
     feats = [extract(model, Pictures(n), batch_size=8, rank=rank, world_size=world_size) for n in sizes]
     torch.save(feats, f"{path}.{rank}")
-    distributed.destroy_process_group()
+    runtime.leave()
 
 
 def extracted_by(world_size, path):
