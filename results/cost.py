@@ -78,5 +78,8 @@ def total(costs: Iterable[tuple[bool, Cost]]) -> str:
     costs = list(costs)
     done, left = ([cost.wall_s for is_done, cost in costs if is_done == wanted] for wanted in (True, False))
     known = [wall_s for wall_s in left if wall_s is not None]
-    text = f"done: {len(done)}, {duration(sum(filter(None, done)))}; to do: {len(left)}, about {duration(sum(known))}"
-    return text + (f" without {len(left) - len(known)} of unknown cost" if len(known) < len(left) else "")
+    unknown = len(left) - len(known)
+    cost = [f"about {duration(sum(known))}"] * bool(known or not unknown) + [f"{unknown} of unknown cost"] * bool(
+        unknown
+    )
+    return f"done: {len(done)}, {duration(sum(filter(None, done)))}; to do: {len(left)}, {' and '.join(cost)}"

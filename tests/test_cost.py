@@ -50,7 +50,7 @@ def test_other_sizes_and_stages_say_nothing(root, capsys):  # noqa: F811
     recorded(root, "table4/mean", 0, 600)
     found, last = planned(root, capsys, "fake/table4/mean", "--synthetic", "medium")
     assert found == {"table4/mean:0": "new, cost unknown"}
-    assert last == "done: 0, 0 s; to do: 1, about 0 s without 1 of unknown cost"
+    assert last == "done: 0, 0 s; to do: 1, 1 of unknown cost"
     recorded(root, "table4/mean", 0, 600, mode="uda")
     assert planned(root, capsys, "fake/table2/market")[0] == {"table2/market:0": "new, cost unknown"}
 
@@ -61,7 +61,7 @@ def test_what_is_unknown_is_counted(root, capsys):  # noqa: F811
     recorded(root, "table4/mean", 0, 80)
     found, last = planned(root, capsys, "fake/table4/mean", "fake/other", "--seeds", "0", "1")
     assert found["other:0"] == "new, cost unknown"
-    assert last == "done: 1, 80 s; to do: 3, about 80 s without 2 of unknown cost"
+    assert last == "done: 1, 80 s; to do: 3, about 80 s and 2 of unknown cost"
 
 
 def test_a_glob_may_name_the_project(root, capsys):  # noqa: F811
