@@ -44,6 +44,7 @@ VARIANTS = {
     "nl_inter": 1,
     "cil_clean": ("erased", "raw"),
     "cil_weight": 12.0,
+    "visible": ("colour", "channels"),
     "trunk_lr": 0.1,
     "rates": ("agw", "cosine"),
     "draws": 10,

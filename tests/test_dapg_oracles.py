@@ -276,6 +276,7 @@ VARIANTS = dict(
     momentum=0.999,
     pairs_per_epoch=160000,
     gan_held_out=0.0,
+    visible="colour",
     trunk_lr=0.1,
     rates="agw",
     draws=10,

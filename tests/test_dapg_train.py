@@ -11,11 +11,12 @@ from conftest import ROOT, script
 from dapg_runs import data_dir, pretraining_losses, run_main, run_test, started
 from PIL import Image
 
-from common import checkpoints, evaluation, inputs
+from common import checkpoints, evaluation, inputs, transforms
 from dapg import train
 from dapg.downstream import cil, protocols
+from dapg.downstream import stage as downstream
 from dapg.downstream.data import cross_batches
-from dapg.flags import parse_args
+from dapg.flags import parse_args, variants
 from dapg.noise.names import TRAIN15
 from dapg.poses import gan, pngan, pose
 from dapg.pretrain import stage as pretrain
@@ -264,6 +265,23 @@ def test_channel_enhancement_is_cajs_rule():
     assert all(abs(share - 0.25) < 0.03 for share in single) and abs(same - 0.125) < 0.03
     grey = ((out[:, 0] == out[:, 1]) & (out[:, 1] == out[:, 2])).flatten(1).all(1).float().mean().item()
     assert abs(grey - 0.875) < 0.03
+
+
+@pytest.mark.parametrize("stage", ["agw", "cil"])
+def test_fine_tuning_sees_visible_images_in_single_channels_where_asked(stage):
+    """CAJ's rule turns seven of eight grey; infrared images, and both by default, keep what they show."""
+    images = torch.randint(0, 256, (2, 400, 3, 16, 8), generator=torch.Generator().manual_seed(0)).byte()
+    greys = {}
+    for variant in ("colour", "channels"):
+        args = parse_args(["--stage", stage, "--variant", f"visible={variant}"])
+        args.settings = variants(args)
+        visible, infrared = downstream.views(args, *images, torch.Generator().manual_seed(1))
+        for name, x in (("visible", visible), ("infrared", infrared)):
+            x = (transforms.pictures(x[:400]) * 255).round()
+            greys[name, variant] = (x[:, :1] == x).flatten(1).all(1).float().mean().item()
+    low, high = (0.83, 0.92) if stage == "agw" else (0.35, 0.75)  # CIL lays coloured noise over half of them
+    assert low < greys.pop(("visible", "channels")) < high
+    assert set(greys.values()) == {0.0}
 
 
 def test_cross_modality_batches_hold_the_same_people_in_both():

@@ -10,6 +10,7 @@ from common.epoch import Epoch
 from dapg import losses, trunk
 from dapg.downstream import agw, cil, protocols
 from dapg.downstream.data import INSTANCES, Data, cross_batches
+from dapg.pretrain.views import channel_enhancement
 
 
 def run_stage(args, run) -> None:
@@ -101,8 +102,11 @@ def train_one_epoch(args, run, model, optimizer, grad_scaler, data: Data, number
 
 def views(args, visible: Tensor, infrared: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """uint8 images of both modalities, augmented and normalised: (B, 3, H, W) each for AGW; for CIL (3 B, 3, H, W),
-    clean and two versions of the visible ones, and three times the infrared ones."""
+    clean and two versions of the visible ones, and three times the infrared ones. With --variant visible=channels the
+    visible ones come in one of their channels or in grey, by CAJ's rule."""
     visible, infrared = (transforms.draw_geometry(x.shape, generator).apply(x) for x in (visible, infrared))
+    if args.settings["visible"] == "channels":
+        visible = channel_enhancement(visible, generator)
     if args.stage == "agw":
         return transforms.normalize(visible), transforms.normalize(infrared)
     return cil.versions(visible, args.settings, generator), transforms.normalize(infrared).repeat(3, 1, 1, 1)
