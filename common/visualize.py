@@ -6,6 +6,7 @@ normalisation first). Nothing here touches matplotlib's global state (no pyplot)
 and threads.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -295,7 +296,7 @@ def plot(path, panels: Mapping[str, Sequence[Curve]], *, x_label: str = "", titl
         if curves:
             axis.legend(frameon=False, fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(textwrap.fill(title, int(12.5 * figure.get_figwidth())), fontsize=11)  # letters an inch
     return _save(path, lambda out, kind: figure.savefig(out, format=kind))
 
 

@@ -242,6 +242,13 @@ def test_more_than_four_panels_go_into_rows(tmp_path):
     assert eight == (width, 2 * height) and five[0] < width and five[1] == 2 * height
 
 
+def test_a_long_title_stays_within_the_picture(tmp_path):
+    title = "Pre-training on rendered people. Finding an image among all by a corrupted copy of it: synthetic medium"
+    path = visualize.plot(tmp_path / "a.png", {"loss": [Curve("stage 1", [1, 2], [2.0, 1.0])]}, title=title)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert (pixels[:, :4] == 255).all() and (pixels[:, -4:] == 255).all()
+
+
 def test_nothing_to_draw_and_foreign_formats_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no points"):
         visualize.plot(tmp_path / "x.png", {"mAP": []})
