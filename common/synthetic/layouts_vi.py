@@ -16,10 +16,10 @@ CODES = {"sysu": 11, "regdb": 12, "luperson": 13}
 # ids: train, val, test; images: train visible, train infrared, test visible, query; gallery pairs: indoor, outdoor
 SYSU = {
     "small": ((24, 6, 16), (400, 200, 160, 96), (26, 30)),
-    "medium": ((160, 40, 60), (2400, 1600, 720, 480), (70, 118)),
+    "medium": ((160, 40, 60), (4800, 3600, 720, 480), (70, 118)),
     "full": ((296, 99, 96), (22258, 11909, 6775, 3803), (112, 189)),
 }
-REGDB = {"small": (32, 5), "medium": (240, 6), "full": (412, 10)}  # people, images of each in each modality
+REGDB = {"small": (32, 5), "medium": (360, 10), "full": (412, 10)}  # people, images of each in each modality
 LUPERSON = {
     "small": (250, 3, 40),
     "medium": (1500, 4, 150),
