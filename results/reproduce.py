@@ -7,12 +7,12 @@
 
 A pattern is a project, a table (project/table4: all rows that the table shows), a row, the beginning of one up to a
 slash, or a glob, also over projects ("*/cpu/*"). The plan says what each run costs, from recorded wall times
-(results/cost.py). Rows that others need run first. A row and seed is *done* when a result file is there, on data of
-the same kind and size, whose method flags equal those that the command would set; flags that only say where and how
-to run (data folder, workers, cache, compile) do not count. It is *continued* when its log folder holds a checkpoint,
-and *new* otherwise. A result recorded in this repository, under results/, is named but does not make a row done: it was
-run elsewhere. --record writes there instead, where only missing ones run. A row that fails does not stop the rest; the
-exit status is then 1.
+(results/cost.py). Rows that others need run first, with seed 0, from which all seeds of the others start. A row and
+seed is *done* when a result file is there, on data of the same kind and size, whose method flags equal those that the
+command would set; flags that only say where and how to run (data folder, workers, cache, compile) do not count. It is
+*continued* when its log folder holds a checkpoint, and *new* otherwise. A result recorded in this repository, under
+results/, is named but does not make a row done: it was run elsewhere. --record writes there instead, where only missing
+ones run. A row that fails does not stop the rest; the exit status is then 1.
 """
 
 import argparse
@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.list:
             print(listing(root, rows, chosen, args.results_dir))
             return 0
-        jobs = [job for row in in_order(rows, chosen) for job in planned(root, rows, args, *row)]
+        seeds = seeds_of(rows, in_order(rows, chosen), chosen, args.seeds)
+        jobs = [_planned(root, rows[row[0]][row[1]], args, *row, seed) for row in seeds for seed in seeds[row]]
         costs = costs_of(root, rows, args.results_dir, jobs)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
@@ -197,9 +198,12 @@ def in_order(rows: dict[str, dict], chosen: list[tuple[str, str]]) -> list[tuple
         ) from error
 
 
-def planned(root: Path, rows: dict[str, dict], args: argparse.Namespace, project: str, row: str) -> list[Job]:
-    """One job a seed, with its status."""
-    return [_planned(root, rows[project][row], args, project, row, seed) for seed in args.seeds]
+def seeds_of(
+    rows: dict[str, dict], order: list[tuple[str, str]], chosen: list[tuple[str, str]], seeds: list[int]
+) -> dict:
+    """The seeds of each row: those asked for of a chosen one, and 0 of what others need, as they start from that."""
+    needed = {(project, need) for project, row in order for need in rows[project][row].get("needs", [])}
+    return {row: list(dict.fromkeys([0] * (row in needed) + seeds * (row in chosen))) for row in order}
 
 
 def costs_of(root: Path, rows: dict[str, dict], results_dir: Path | None, jobs: list[Job]) -> list[cost.Cost]:
@@ -333,7 +337,7 @@ def run_all(root: Path, args: argparse.Namespace, jobs: list[Job]) -> int:
     """Run the jobs that are not done; returns the exit status: 0, 1 after failures, 130 when interrupted."""
     failed: dict[str, str] = {}
     for job in jobs:
-        broken = [need for need in job.needs if f"{job.project}/{need} seed {job.seed}" in failed]
+        broken = [need for need in job.needs if f"{job.project}/{need} seed 0" in failed]
         if job.status == "done":
             continue
         if broken:

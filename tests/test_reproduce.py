@@ -112,6 +112,16 @@ def test_needed_rows_run_first_and_only_once(root):
     assert [call["row"] for call in calls(root)] == ["pretrain", "table4/hard"]
 
 
+def test_all_seeds_of_a_row_start_from_seed_0_of_what_it_needs(root, capsys):
+    assert list(plan(root, capsys, "fake/table4/hard", "--seeds", "1", "2")) == [
+        "pretrain:0", "table4/hard:1", "table4/hard:2"
+    ]  # fmt: skip
+    chosen = plan(root, capsys, "fake/pretrain", "fake/table4/hard", "--seeds", "2")
+    assert list(chosen) == ["pretrain:0", "pretrain:2", "table4/hard:2"]
+    assert reproduce.main(["fake/after", "--seeds", "1"], root) == 1
+    assert "fake/after seed 1: not run, because fails failed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "pattern, close", [("fake/tabel4", "fake/table4"), ("fkae", "fake"), ("fake/table2/markte", "fake/table2/market")]
 )
