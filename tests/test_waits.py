@@ -60,6 +60,7 @@ STAGES = {  # of dapg: what takes the steps of one epoch, and the flags
     "align": (dapg_runs.pretraining_losses, f"--stage align --source {{poses}} {BATCHES} stage2_noise=0.5"),
     "gan": (dapg_runs.gan_losses, "--stage gan --height 128 --width 64 -b 4 --epochs 1 --variant ngf=4 blocks=1"),
     "agw": (dapg_runs.finetuning_losses, f"--stage agw --dataset sysu {CROSS}"),
+    "agw of channels": (dapg_runs.finetuning_losses, f"--stage agw --dataset sysu {CROSS} --variant visible=channels"),
     "cil": (dapg_runs.finetuning_losses, f"--stage cil --dataset sysu {CROSS}"),
 }
 
