@@ -63,7 +63,7 @@ How to read it. *paper*: printed in the paper, for the authors' own runs. *cited
 methods. *ours*: our runs on the real data set, mean ± sample standard deviation over n seeds; each number links to
 its file (n = 1) or folder of files. *difference*: ours minus paper, in the column's unit. A dash means that there is
 no such number. *best on test* marks a run that reports its best epoch, chosen on the test set, instead of its last.
-Runs on rendered people stand under headings of their own (*synthetic small*, *synthetic full*): they show that the
+Runs on rendered people stand under headings of their own (*synthetic small*, *medium*, *full*): they show that the
 code learns and in which direction a change acts, and compare with nothing in the paper. An asterisk marks a synthetic
 run with other flags than its row's. mAP and Rank-k are per cent.
 
