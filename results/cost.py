@@ -79,7 +79,7 @@ def total(costs: Iterable[tuple[bool, Cost]]) -> str:
     done, left = ([cost.wall_s for is_done, cost in costs if is_done == wanted] for wanted in (True, False))
     known = [wall_s for wall_s in left if wall_s is not None]
     unknown = len(left) - len(known)
-    cost = [f"about {duration(sum(known))}"] * bool(known or not unknown) + [f"{unknown} of unknown cost"] * bool(
-        unknown
-    )
+    cost = [f"about {duration(sum(known))}"] if known or not unknown else []
+    if unknown:
+        cost.append(f"{unknown} of unknown cost")
     return f"done: {len(done)}, {duration(sum(filter(None, done)))}; to do: {len(left)}, {' and '.join(cost)}"

@@ -120,8 +120,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         if args.list:
             print(listing(root, rows, chosen, args.results_dir))
             return 0
-        seeds = seeds_of(rows, in_order(rows, chosen), chosen, args.seeds)
-        jobs = [_planned(root, rows[row[0]][row[1]], args, *row, seed) for row in seeds for seed in seeds[row]]
+        jobs = planned(root, rows, args, chosen)
         costs = costs_of(root, rows, args.results_dir, jobs)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
@@ -198,12 +197,15 @@ def in_order(rows: dict[str, dict], chosen: list[tuple[str, str]]) -> list[tuple
         ) from error
 
 
-def seeds_of(
-    rows: dict[str, dict], order: list[tuple[str, str]], chosen: list[tuple[str, str]], seeds: list[int]
-) -> dict:
-    """The seeds of each row: those asked for of a chosen one, and 0 of what others need, as they start from that."""
+def planned(root: Path, rows: dict[str, dict], args: argparse.Namespace, chosen: list[tuple[str, str]]) -> list[Job]:
+    """The chosen rows with the seeds asked for and, before them, what they need with seed 0, each with its status."""
+    order = in_order(rows, chosen)
     needed = {(project, need) for project, row in order for need in rows[project][row].get("needs", [])}
-    return {row: list(dict.fromkeys([0] * (row in needed) + seeds * (row in chosen))) for row in order}
+    jobs = []
+    for project, row in order:
+        seeds = [0] * ((project, row) in needed) + args.seeds * ((project, row) in chosen)
+        jobs += [_planned(root, rows[project][row], args, project, row, seed) for seed in dict.fromkeys(seeds)]
+    return jobs
 
 
 def costs_of(root: Path, rows: dict[str, dict], results_dir: Path | None, jobs: list[Job]) -> list[cost.Cost]:

@@ -43,9 +43,8 @@ def test_a_run_costs_its_own_time_then_its_other_seeds_then_its_nearest_rows(roo
     assert found["table4/mean:2"] == "new, about 15 min, as its other seeds"
     assert found["table4/hard:2"] == "new, about 15 min, as table4/mean"
     assert found["table40:0"] == "new, about 10 min, as table2/market and 1 more"  # no folder in common: all alike
-    assert (
-        last == "done: 2, 30 min; to do: 8, about 1.7 h"
-    )  # 15 + 3 x 15 + 10.3 (needed: pretrain, once) + 3 x 10.3 min
+    # 15 + 3 x 15 + 10.3 (needed: pretrain, once) + 3 x 10.3 min
+    assert last == "done: 2, 30 min; to do: 8, about 1.7 h"
 
 
 def test_other_sizes_and_stages_say_nothing(root, capsys):  # noqa: F811
