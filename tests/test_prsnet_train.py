@@ -15,6 +15,8 @@ from common import checkpoints, runfiles
 from prsnet import deploy, flags, masking, pretrain, protocols, test, train
 
 TINY = small.WORDS
+ALONE = {"device": torch.device("cpu"), "world_size": 1, "rank": 0, "main": True}
+RUN = type("Run", (), {**ALONE, "args": {"amp": "off", "compile": False}})  # what build and the steps ask of a run
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +116,7 @@ def test_a_pretraining_of_its_own_ends_with_the_command_that_finds_it(data_dir, 
     assert "custom-" in said and said.startswith("fine-tune from it: python prsnet/train.py")
     args = flags.train_args(said.partition("train.py ")[2].split())
     assert flags.weights_file(args, "market") == best
-    train.build(
-        args,
-        type(
-            "Run",
-            (),
-            {"main": True, "world_size": 1, "device": torch.device("cpu"), "args": {"amp": "off", "compile": False}},
-        ),
-        3,
-        "market",
-    )
+    train.build(args, RUN, 3, "market")
 
 
 def test_best_checkpoint_is_the_epoch_of_lowest_loss_and_its_args_are_plain(best):
@@ -143,8 +136,7 @@ def test_rate_warms_up_by_iteration_and_ends_at_zero():
 
 def test_weight_decay_is_on_matrices_only(tmp_path):
     args = flags.pretrain_args([*TINY, "--batch-size", "16"])
-    run = type("Run", (), {"device": torch.device("cpu"), "world_size": 1, "args": {"amp": "off", "compile": False}})
-    model, optimizer, _ = pretrain.build(args, run, 1)
+    model, optimizer, _ = pretrain.build(args, RUN, 1)
     matrices, vectors = (group["params"] for group in optimizer.param_groups)
     assert (
         all(p.ndim > 1 for p in matrices)
@@ -213,16 +205,13 @@ def test_the_other_ways_to_finetune_run(data_dir, tmp_path, best, more):
 
 def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen():
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", "none"])
-    run = type(
-        "Run", (), {"device": torch.device("cpu"), "world_size": 1, "rank": 0, "args": {"amp": "off", "compile": False}}
-    )
     torch.manual_seed(0)
-    model, optimizer, centres, _ = train.build(args, run, 3, "market")
+    model, optimizer, centres, _ = train.build(args, RUN, 3, "market")
     before = {k: v.detach().clone() for k, v in model.train().named_parameters()}
     draw = torch.Generator().manual_seed(0)
     real = torch.tensor([[True] * 4, [True, True, True, False]])
     x, labels = torch.randn(7, 3, 64, 32, generator=draw), torch.tensor([0, 1])
-    output = train.global_batch(run, model(x, masking.random_mask(7, (16, 16), 0.75, draw)), real)
+    output = train.global_batch(RUN, model(x, masking.random_mask(7, (16, 16), 0.75, draw)), real)
     assert output.feats.shape == output.masked.shape == (2, 4, 64) and output.logits.shape == (2, 4, 3)
     assert not output.feats[1, 3].any() and output.feats[real].all()
     loss, parts = train.objective(args, model.centres, output, real, labels)
@@ -239,12 +228,7 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
 
 def test_weights_of_pretraining_arrive_in_the_encoder(best):
     args = flags.train_args([*TINY, "--batch-size", "8", "--weights", str(best)])
-    run = type(
-        "Run",
-        (),
-        {"device": torch.device("cpu"), "world_size": 1, "main": True, "args": {"amp": "off", "compile": False}},
-    )
-    model, *_ = train.build(args, run, 3, "market")
+    model, *_ = train.build(args, RUN, 3, "market")
     stored = {k: v for k, v in checkpoints.read(best)["state_dict"].items() if k.startswith("encoder.")}
     own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
     assert own.keys() == stored.keys() and all(torch.equal(own[k], v) for k, v in stored.items())
