@@ -13,6 +13,7 @@ from PIL import Image
 
 from common import checkpoints, evaluation, inputs, transforms
 from dapg import train
+from dapg.channels import channel_enhancement
 from dapg.downstream import cil, protocols
 from dapg.downstream import stage as downstream
 from dapg.downstream.data import cross_batches
@@ -22,7 +23,6 @@ from dapg.poses import gan, pngan, pose
 from dapg.pretrain import stage as pretrain
 from dapg.pretrain.align import Align
 from dapg.pretrain.step import spread
-from dapg.pretrain.views import channel_enhancement
 from results import schema
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from common import batchnorm, images, inputs, log_folder, processes, runtime, transforms
 from common.epoch import Epoch
 from dapg import losses, trunk
+from dapg.channels import channel_enhancement
 from dapg.downstream import agw, cil, protocols
 from dapg.downstream.data import INSTANCES, Data, cross_batches
-from dapg.pretrain.views import channel_enhancement
 
 
 def run_stage(args, run) -> None:

@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from common.images import ImageStore
+from dapg.channels import channel_enhancement
 from dapg.noise import device_corruptions
 from dapg.noise.names import allowed_types
 from dapg.poses.pose import POSES
 from dapg.pretrain.step import Step
-from dapg.pretrain.views import Views, channel_enhancement
+from dapg.pretrain.views import Views
 
 
 class Align(Step):

@@ -1,9 +1,10 @@
-"""Augmented views of uint8 images (sec. III-B), and the channel enhancement of generated poses (sec. II-B)."""
+"""Augmented views of uint8 images (sec. III-B)."""
 
 import torch
 from torch import Tensor
 
 from common import colour, transforms
+from dapg.channels import grey
 
 
 class Views:
@@ -18,17 +19,3 @@ class Views:
         x = geometry.apply(x, "bicubic" if scale else "bilinear")
         turned = transforms.uniform(generator, (len(x),)) < self.grey
         return torch.where(colour.per_image(turned), grey(x), x)
-
-
-def grey(x: Tensor) -> Tensor:
-    """uint8 images in grey, one channel, rounded."""
-    return (colour.to_grey(x.float()) + 0.5).to(torch.uint8)
-
-
-def channel_enhancement(x: Tensor, generator: torch.Generator) -> Tensor:
-    """CAJ's rule on uint8 images: red, green or blue in all channels with probability 1/4 each, else grey or as is."""
-    draw = torch.floor(transforms.uniform(generator, (len(x),)) * 4).long()
-    half = transforms.uniform(generator, (len(x),)) < 0.5
-    other = torch.where(colour.per_image(half), grey(x).expand_as(x), x)
-    single = x.gather(1, colour.per_image(draw.clamp(max=2)).expand(-1, 1, *x.shape[2:])).expand_as(x)
-    return torch.where(colour.per_image(draw < 3), single, other)
