@@ -37,13 +37,13 @@ if __name__ == "__main__":
     arguments = flags.answer(parse_args)  # torch is loaded below
 
 from common import inputs, runtime
-from results import reproduce, schema
+from results import plan, schema
 from results.schema import Refused
 
 
 def main(args: Namespace) -> None:
     rows = {project: schema.load_rows(ROOT, project) for project in schema.projects(ROOT)}
-    for project, row in dict.fromkeys(r for pattern in args.patterns for r in reproduce.matching(ROOT, rows, pattern)):
+    for project, row in dict.fromkeys(r for pattern in args.patterns for r in plan.matching(ROOT, rows, pattern)):
         for seed in args.seeds:
             print(f"{project}/{row} seed {seed}: {record(args, project, row, rows[project][row], seed)}", flush=True)
 

@@ -21,7 +21,7 @@ from scipy import special
 
 from common import commandline
 from common.flags import RUNS
-from results import reproduce, schema, tables
+from results import plan, schema, tables
 from results.schema import Refused, Result
 from results.tables import HERE, Line, Project
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     folder = args.results_dir or root / RUNS
     try:
         rows = {project: schema.load_rows(root, project) for project in schema.projects(root)}
-        wanted = {row for pattern in args.patterns for row in reproduce.matching(root, rows, pattern)}
+        wanted = {row for pattern in args.patterns for row in plan.matching(root, rows, pattern)}
         lines = [
             line
             for project in rows

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from results import render, reproduce, schema
+from results import plan, render, reproduce, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -80,13 +80,13 @@ def parse(command):
         return
     if program == "bash":
         for recorded in shell_calls(words, given):
-            parse_call(recorded[0], recorded[1:], plan=False)
+            parse_call(recorded[0], recorded[1:], dry_run=False)
         return
     parse_call(program, words)
 
 
-def parse_call(program, words, plan=True):
-    """Parse one call of python or torchrun; without `plan`, of reproduce.py only flags and patterns."""
+def parse_call(program, words, dry_run=True):
+    """Parse one call of python or torchrun; without `dry_run`, of reproduce.py only flags and patterns."""
     if words[0] == "-m":
         if words[1] in OTHERS_MODULES:
             return
@@ -97,9 +97,9 @@ def parse_call(program, words, plan=True):
         assert program == "torchrun" or index == 0, f"{words[0]} stands before the script"
         path, words = ROOT / words[index], words[index + 1 :]
     assert path.is_file(), f"{path} does not exist"
-    if path == ROOT / "results" / "reproduce.py" and not plan:
+    if path == ROOT / "results" / "reproduce.py" and not dry_run:
         rows = {project: schema.load_rows(ROOT, project) for project in schema.projects(ROOT)}
-        assert all(reproduce.matching(ROOT, rows, pattern) for pattern in reproduce.parse_args(words).patterns)
+        assert all(plan.matching(ROOT, rows, pattern) for pattern in reproduce.parse_args(words).patterns)
     else:
         parse_words(path, words)
 

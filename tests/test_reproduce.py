@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from results import reproduce, schema
+from results import plan, reproduce, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = """
@@ -83,7 +83,7 @@ def calls(root):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def plan(root, capsys, *argv):
+def statuses(root, capsys, *argv):
     """Status by row and seed of a dry run."""
     capsys.readouterr()
     assert reproduce.main([*argv, "--dry-run"], root) == 0
@@ -92,7 +92,7 @@ def plan(root, capsys, *argv):
 
 
 def test_a_table_is_its_rows_and_those_its_layout_shows(root, capsys):
-    assert list(plan(root, capsys, "fake/table4")) == [
+    assert list(statuses(root, capsys, "fake/table4")) == [
         "table2/market:0",
         "table4/mean:0",
         "pretrain:0",
@@ -101,10 +101,10 @@ def test_a_table_is_its_rows_and_those_its_layout_shows(root, capsys):
 
 
 def test_patterns_are_project_row_beginning_or_glob(root, capsys):
-    assert len(plan(root, capsys, "fake")) == ROWS.count("args:")
-    assert list(plan(root, capsys, "fake/table4/mean")) == ["table4/mean:0"]
-    assert list(plan(root, capsys, "fake/*mean", "fake/table40")) == ["table4/mean:0", "table40:0"]
-    assert list(plan(root, capsys, "fake/table2", "--seeds", "3", "5")) == ["table2/market:3", "table2/market:5"]
+    assert len(statuses(root, capsys, "fake")) == ROWS.count("args:")
+    assert list(statuses(root, capsys, "fake/table4/mean")) == ["table4/mean:0"]
+    assert list(statuses(root, capsys, "fake/*mean", "fake/table40")) == ["table4/mean:0", "table40:0"]
+    assert list(statuses(root, capsys, "fake/table2", "--seeds", "3", "5")) == ["table2/market:3", "table2/market:5"]
 
 
 def test_needed_rows_run_first_and_only_once(root):
@@ -113,10 +113,10 @@ def test_needed_rows_run_first_and_only_once(root):
 
 
 def test_all_seeds_of_a_row_start_from_seed_0_of_what_it_needs(root, capsys):
-    assert list(plan(root, capsys, "fake/table4/hard", "--seeds", "1", "2")) == [
+    assert list(statuses(root, capsys, "fake/table4/hard", "--seeds", "1", "2")) == [
         "pretrain:0", "table4/hard:1", "table4/hard:2"
     ]  # fmt: skip
-    chosen = plan(root, capsys, "fake/pretrain", "fake/table4/hard", "--seeds", "2")
+    chosen = statuses(root, capsys, "fake/pretrain", "fake/table4/hard", "--seeds", "2")
     assert list(chosen) == ["pretrain:0", "pretrain:2", "table4/hard:2"]
     assert reproduce.main(["fake/after", "--seeds", "1"], root) == 1
     assert "fake/after seed 1: not run, because fails failed" in capsys.readouterr().err
@@ -163,13 +163,13 @@ def test_a_dry_run_starts_nothing_and_prints_the_commands(root, capsys):
 def test_finished_rows_are_skipped_by_seed_data_kind_and_flags(root, capsys):
     assert reproduce.main(["fake/table4/mean", "--seeds", "0", "1"], root) == 0
     assert len(calls(root)) == 2
-    assert plan(root, capsys, "fake/table4/mean", "--seeds", "0", "1", "2") == {
+    assert statuses(root, capsys, "fake/table4/mean", "--seeds", "0", "1", "2") == {
         "table4/mean:0": "done",
         "table4/mean:1": "done",
         "table4/mean:2": "new",
     }
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
-    assert plan(root, capsys, "fake/table4/mean", "--data-dir", "/elsewhere") == {"table4/mean:0": "done"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean", "--data-dir", "/elsewhere") == {"table4/mean:0": "done"}
     assert reproduce.main(["fake/table4/mean", "--dry-run", "--", "--lr", "0.9"], root) == 0
     assert "other flags: lr 0.5 -> 0.9" in capsys.readouterr().out
     assert reproduce.main(["fake/table4/mean", "--seeds", "0", "1"], root) == 0
@@ -179,7 +179,7 @@ def test_finished_rows_are_skipped_by_seed_data_kind_and_flags(root, capsys):
 def test_a_recorded_result_is_named_and_does_not_stand_for_a_run_made_here(root, capsys):
     assert reproduce.main(["fake/table4/mean", "--record"], root) == 0
     assert (root / "results" / "fake" / "market" / "table4" / "mean" / "seed0.json").is_file()
-    assert plan(root, capsys, "fake/table4/mean", "--record") == {"table4/mean:0": "done"}
+    assert statuses(root, capsys, "fake/table4/mean", "--record") == {"table4/mean:0": "done"}
     assert reproduce.main(["fake/table4/mean", "--dry-run"], root) == 0
     said = capsys.readouterr().out
     assert "new       fake/table4/mean seed 0 (recorded: results/fake/market/table4/mean/seed0.json)" in said
@@ -195,27 +195,27 @@ def test_a_recorded_result_is_named_and_does_not_stand_for_a_run_made_here(root,
 
 def test_real_and_synthetic_results_do_not_stand_for_each_other(root, capsys):
     assert reproduce.main(["fake/table4/mean", "--synthetic", "small"], root) == 0
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "full") == {"table4/mean:0": "new"}
-    assert plan(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "full") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
 
 
 def test_a_result_that_needs_no_data_holds_for_all(root, capsys):
     assert reproduce.main(["fake/table4/mean"], root) == 0
     path = root / "runs" / "fake" / "market" / "table4" / "mean" / "seed0.json"
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
     path.write_text(path.read_text().replace('"images": 1', '"images": 0'))
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "done"}
 
 
 def test_an_interrupted_row_is_continued(root, capsys):
     logs = root / "logs" / "fake" / "market" / "table4" / "mean" / "seed0"
     logs.mkdir(parents=True)
     (logs / "checkpoint_0000.pt").touch()
-    assert plan(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
     (logs / "checkpoint_0007.pt").touch()
-    assert plan(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
-    assert plan(root, capsys, "fake/table4/mean") == {"table4/mean:0": "continue"}
+    assert statuses(root, capsys, "fake/table4/mean", "--synthetic", "small") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean") == {"table4/mean:0": "continue"}
     assert reproduce.main(["fake/table4/mean"], root) == 0
     assert calls(root)[0]["resume"] == "auto"
 
@@ -226,13 +226,13 @@ def test_flags_after_a_dash_make_a_run_of_its_own_which_is_continued_and_found_d
         "aff_scl/table2/market", "--results-dir", str(tmp_path), "--logs-dir", str(tmp_path), "--", "--epochs", "4"
     ]  # fmt: skip
     spec, args = schema.load_rows(ROOT, "aff_scl")["table2/market"], reproduce.parse_args(words)
-    job = reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0)
+    job = plan.planned_one(ROOT, spec, args, "aff_scl", "table2/market", 0)
     assert job.status == "new" and job.folder.startswith("custom-")
     folder = tmp_path / "aff_scl" / "market" / job.folder / "seed0"
     folder.mkdir(parents=True)
     for name in ("checkpoint_0002.pt", "checkpoint_0009_best.pt", "checkpoint_0009 (1).pt"):
         (folder / name).touch()
-    job = reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0)
+    job = plan.planned_one(ROOT, spec, args, "aff_scl", "table2/market", 0)
     assert (job.status, job.remark) == ("continue", "after epoch 2")
     flags = vars(schema.row_args(ROOT, "aff_scl", "train.py", tuple(job.flags)))
     result = {"schema": 1, "project": "aff_scl", "row": job.folder, "seed": 0, "command": "c", "git": {}, "env": {}}
@@ -240,15 +240,15 @@ def test_flags_after_a_dash_make_a_run_of_its_own_which_is_continued_and_found_d
     result |= {"wall_s": 1, "peak_mib": 1}
     result["data"] = {"name": "market", "kind": "real", "images": 1, "ids": 1, "cams": 1, "digest": "d"}
     (folder.parent / "seed0.json").write_text(json.dumps(result))
-    assert reproduce._planned(ROOT, spec, args, "aff_scl", "table2/market", 0).status == "done"
+    assert plan.planned_one(ROOT, spec, args, "aff_scl", "table2/market", 0).status == "done"
 
 
 def test_folders_can_be_chosen(root, tmp_path, capsys):
     where = ["--results-dir", str(tmp_path / "r"), "--logs-dir", str(tmp_path / "l")]
     assert reproduce.main(["fake/table4/mean", *where], root) == 0
     assert (tmp_path / "r" / "fake" / "market" / "table4" / "mean" / "seed0.json").is_file()
-    assert plan(root, capsys, "fake/table4/mean", *where) == {"table4/mean:0": "done"}
-    assert plan(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
+    assert statuses(root, capsys, "fake/table4/mean", *where) == {"table4/mean:0": "done"}
+    assert statuses(root, capsys, "fake/table4/mean") == {"table4/mean:0": "new"}
 
 
 def test_a_failing_row_does_not_stop_the_rest_and_is_reported(root, capsys):

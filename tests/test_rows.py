@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from results import reproduce, schema, tables
+from results import plan, schema, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [(project, row) for project in schema.projects(ROOT) for row in schema.load_rows(ROOT, project)]
@@ -40,7 +40,7 @@ def test_no_two_rows_are_the_same_training(project):
 @pytest.mark.parametrize("project", schema.projects(ROOT))
 def test_needs_exist_and_hold_no_circle(project):
     rows = {project: schema.load_rows(ROOT, project)}
-    assert sorted(reproduce.in_order(rows, [(project, row) for row in rows[project]])) == sorted(
+    assert sorted(plan.in_order(rows, [(project, row) for row in rows[project]])) == sorted(
         (project, row) for row in rows[project]
     )
 
@@ -48,7 +48,7 @@ def test_needs_exist_and_hold_no_circle(project):
 @pytest.mark.parametrize("project", schema.projects(ROOT))
 def test_every_table_loads_and_every_number_of_the_paper_is_shown(project, tmp_path):
     loaded = tables.load(ROOT, project, tmp_path)
-    layout = reproduce.table_rows(ROOT, project)
+    layout = plan.table_rows(ROOT, project)
     shown = set().union(*layout.values()) if layout else set()
     with_paper = {row for row, spec in schema.load_rows(ROOT, project).items() if spec.get("paper")}
     assert len(loaded.tables) == len(layout)
