@@ -3,7 +3,7 @@
 import math
 from argparse import ArgumentParser, Namespace
 
-from common import datasets, flags
+from common import flags
 
 VARIANTS = {  # rare switches of the decision table in README.md: allowed values, or a number; the default comes first
     "gate": ("sigmoid", "softmax"),
@@ -30,8 +30,14 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         prog="aff_scl/train.py", description="Train AFF_SCL; defaults are the paper's main setting.", allow_abbrev=False
     )
     add = parser.add_argument_group("data").add_argument
-    add("-d", "--dataset", default="market", help="the unlabelled target: market, duke, msmt17, cuhk03")
-    add("--source", help="labelled source data set of --mode uda")
+    add(
+        "-d",
+        "--dataset",
+        type=flags.market_rule,
+        default="market",
+        help="the unlabelled target: market, duke, msmt17, cuhk03",
+    )
+    add("--source", type=flags.market_rule, help="labelled source data set of --mode uda")
     add("--source-synthetic", choices=flags.SYNTHETIC, help="rendered people as the source of a real target")
     flags.add_size(add)
     add = parser.add_argument_group("method").add_argument
@@ -53,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     flags.add_batch(add, None, None, " (default: 128; sup: 64)", " (default: 8; sup: 4)")
     add("--epochs", type=int, help="default: 60; sup: 120")
     add("--iters", type=int, help="steps an epoch (default: 400, batch 256: 200; sup: one pass); paper silent")
-    add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 every 20 epochs; sup: warm-up, x 0.1 at 1/3 and 7/12")
+    add("--lr", type=float, default=3.5e-4, help="Adam; x 0.1 at 1/3 and 2/3 of the epochs; sup: warm-up, 1/3, 7/12")
     add("--weight-decay", type=float, default=5e-4, help="L2, on all parameters")
     add = parser.add_argument_group("evaluation").add_argument
     add("--eval-period", type=int, help="epochs between evaluations, also after the last (default: a sixth of all)")
@@ -72,7 +78,6 @@ def complete(args: Namespace) -> Namespace:
         args.iters = 200 if args.batch_size >= 256 else 400
     if args.eval_period is None:
         args.eval_period = max(1, args.epochs // 6)
-    args.source = args.source and datasets.canonical(args.source)
     args.variant, args.swap = sorted(args.variant), variants(args)["swap"] == "on"
     check_numbers(args)
     check_mode(args)
@@ -190,7 +195,7 @@ def test_args(argv: list[str] | None = None) -> Namespace:
         "aff_scl/test.py", "Evaluate a checkpoint; data and size default to those it was trained with."
     )
     add = parser.add_argument
-    add("-d", "--dataset", help="market, duke, msmt17, cuhk03")
+    add("-d", "--dataset", type=flags.market_rule, help="market, duke, msmt17, cuhk03")
     add("--re-rank", action="store_true", help="k-reciprocal re-ranking (not used in the paper)")
     add("--rank-list", type=int, default=6, metavar="N", help="draw the first ten matches of N queries (0: none)")
     add("--heat-maps", type=int, default=0, metavar="N", help="draw Grad-CAM maps of N queries, Figure 1")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +16,21 @@ RUNS = "runs"  # folder of the repository for the result files of a user, beside
 AMP = ("off", "bf16", "fp16")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # torchvision's
 SYNTHETIC = ("small", "medium", "full")  # sizes of rendered data sets
+
+
+def market_rule(name: str) -> str:
+    """The type of a flag that names a data set measured by the rule of Market-1501; its canonical name."""
+    try:
+        return datasets.of_market_rule(name)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def seed(text: str) -> int:
+    """The type of --seed: a whole number from 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text} is no whole number from 0")
+    return int(text)
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
@@ -33,7 +48,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
     data.add_argument("-j", "--workers", type=int, default=2, help="processes that decode images")
     run = parser.add_argument_group("run")
     run.add_argument("--row", help="row of experiments.yaml that sets the defaults; explicit flags win")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seed", type=seed, default=0)
     run.add_argument("--logs-dir", default=str(ROOT / "logs"), help="checkpoints and logs")
     run.add_argument("--results-dir", default=str(ROOT / RUNS), help="result files; results: to record")
     run.add_argument(
@@ -213,8 +228,13 @@ def contents(args: dict, files: tuple[str, ...], words: set[str]) -> dict:
 
 
 def content(path: Path) -> str | None:
-    """A digest of a file's bytes, or of the names and sizes of a folder's files; None for what cannot be read."""
+    """A digest of a file's bytes, of a log folder's newest checkpoint, or of the names and sizes in another folder.
+
+    None for what cannot be read.
+    """
     try:
+        if path.is_dir() and (checkpoint := runfiles.newest(path)):
+            path = checkpoint
         if path.is_dir():
             rows = sorted([f.relative_to(path).as_posix(), f.stat().st_size] for f in path.rglob("*") if f.is_file())
             return f"folder:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"

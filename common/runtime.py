@@ -70,7 +70,10 @@ def start(args: Namespace, project: str) -> Run:
 
     Mutates global state once: torch seeds and backend flags, signal handlers, the default process group.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _asked_to_stop.clear()
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, _stop)
     log_folder.forget()
     rank, world_size, local = (
         int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -102,6 +105,24 @@ def start(args: Namespace, project: str) -> Run:
     )
     _seed(args.seed)  # the same on all ranks: they build equal models
     return run
+
+
+_asked_to_stop: list[int] = []  # numbers of the signals that came
+
+
+def _stop(number: int, _) -> None:
+    """The handler: end this process, at once or, where Python swallows what is raised (in a finalizer, which often runs
+    right after a backward pass), before the next step.
+    """
+    _asked_to_stop.append(number)
+    _stop_if_asked()
+
+
+def _stop_if_asked() -> None:
+    if signal.SIGTERM in _asked_to_stop:
+        sys.exit(143)
+    if _asked_to_stop:
+        raise KeyboardInterrupt
 
 
 def _join(device: torch.device, timeout: datetime.timedelta) -> None:
@@ -208,9 +229,11 @@ def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.
     before the step, so that a GPU never runs dry for it. Under fp16 a step whose loss or gradients overflow changes
     no weight, lowers the scale and is counted (run.skipped); a loop moves memories and queues by its batch only where
     the loss was finite. Hooks of an optimiser see gradients without the scale.
+    Raises: SystemExit or KeyboardInterrupt after a signal that asked for it.
     Raises: ValueError on every rank, with `where` and the learning rate: without fp16 for a loss that is not finite,
         before any parameter changes; under fp16 after TRIES steps in a row that were left out.
     """
+    _stop_if_asked()
     state = torch.isfinite(loss.detach()).to(torch.float32).reshape(1)
     if grad_scaler.is_enabled():
         run.skipped = torch.zeros(2, device=loss.device) if run.skipped is None else run.skipped

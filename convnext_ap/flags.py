@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         prog="convnext_ap/train.py", description="Train ConvNeXt-AP; defaults are the paper's.", allow_abbrev=False
     )
     add = parser.add_argument_group("data").add_argument
-    add("-d", "--dataset", default="market", help="market, duke, cuhk03, msmt17")
+    add("-d", "--dataset", type=flags.market_rule, default="market", help="market, duke, cuhk03, msmt17")
     add("--split", choices=["detected", "labeled"], help="boxes of cuhk03 (default: detected; silent)")
     flags.add_size(add)
     add = parser.add_argument_group("method").add_argument
@@ -113,7 +113,7 @@ def fits(args: Namespace) -> Namespace:
 
 def add_data_flags(parser: ArgumentParser) -> None:
     """Which data to look at; what is not given comes from the checkpoint."""
-    parser.add_argument("-d", "--dataset", help="market, duke, cuhk03, msmt17")
+    parser.add_argument("-d", "--dataset", type=flags.market_rule, help="market, duke, cuhk03, msmt17")
     parser.add_argument("--split", choices=["detected", "labeled"], help="boxes of cuhk03")
 
 

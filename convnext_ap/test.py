@@ -51,8 +51,8 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
 def open_test(args: Namespace, trained: dict) -> tuple:
     """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
     settings = flags.of_test(args, trained, "split")
-    if args.dataset is not None and args.split is None:
-        settings.split = None
+    if args.split is None and args.dataset not in (None, trained["dataset"]):  # another data set: its usual boxes
+        settings.split = "detected" if args.dataset == "cuhk03" else None
     run = runtime.start(settings, "convnext_ap")
     data = inputs.dataset(run, settings.dataset, **({"split": settings.split} if settings.split else {}))
     size = trained["height"], trained["width"]

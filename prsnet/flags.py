@@ -103,7 +103,9 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         allow_abbrev=False,
         conflict_handler="resolve",
     )
-    parser.add_argument("-d", "--dataset", default="market", help="market, cuhk03, duke, msmt17")
+    parser.add_argument(
+        "-d", "--dataset", type=flags.market_rule, default="market", help="market, cuhk03, duke, msmt17"
+    )
     shared(parser, "train.py")
     add = parser.add_argument_group("fine-tuning").add_argument
     add(
@@ -280,7 +282,12 @@ def test_args(argv: list[str] | None = None) -> Namespace:
     add("--out", help="file to draw to, or folder for a ranking (default: beside the checkpoint)")
     add("--protocol", nargs="+", choices=list(settings.PROTOCOLS), default=list(settings.PROTOCOLS))
     flags.choice(add, "--centroid-distractors", "drop keep", "people without a query")
-    add("-d", "--dataset", help="market, cuhk03, duke, msmt17 (default: that of the training; market)")
+    add(
+        "-d",
+        "--dataset",
+        type=flags.market_rule,
+        help="market, cuhk03, duke, msmt17 (default: that of the training; market)",
+    )
     add("--seed", type=int, default=0, help="of the masks and the choice of queries")
     add("-b", "--batch-size", type=int, default=128)
     return flags.parse_test(parser, argv)

@@ -115,7 +115,7 @@ def ctl(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
     middle of everything, so that hinge says little about the people who are confused. The paper that Eq. (3) is taken
     from (Wieczorek et al. 2021) has centroids of single classes, and its code and this paper's mine the hardest.
     """
-    return pair_distance(s.q, s.c, dist), nearest(cross_distance(s.q, s.c, dist), s.n > 0)
+    return pair_distance(s.q, s.c, dist), nearest(cross_distance(s.q, s.c, dist), s.n)
 
 
 def ctl_literal(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
@@ -124,19 +124,23 @@ def ctl_literal(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
 
 
 def mctl(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
-    """Eq. (4) with the points (c + lambda m) / (1 + lambda), c_N and m_N of one other identity as in ctl.
+    """Eq. (4) with the points (c + lambda m) / (1 + lambda), c_N and m_N of the one other identity that violates most.
 
     Deviation: normalised by 1 + lambda. As printed, f(A) - lambda2 m_N - c_N subtracts a point with nearly twice a
-    centroid's norm, so the hinge is switched off by norm, not by identity.
+    centroid's norm, so the hinge is switched off by norm, not by identity. And lambda1, lambda2 are the shares of the
+    images in this m_P and m_N, 1/2 each in a full batch. Shares of all negatives (1/16 and 15/16) go with an m_N of all
+    of them: with one identity's, moving all masked features away from the clean ones satisfies every hinge.
     """
-    lambda1, lambda2 = (x[:, None] for x in lambdas(s.n))
-    positive = (s.c + lambda1 * s.m) / (1 + lambda1)
-    negative = (s.c[None] + lambda2[:, None] * s.m[None]) / (1 + lambda2[:, None])  # (anchor, identity, D)
-    return pair_distance(s.q, positive, dist), nearest(pair_distance(s.q[:, None], negative, dist), s.n > 0)
+    lambda1, lambda2 = (x[..., None] for x in pair_lambdas(s.n))  # (anchor, identity, 1)
+    positive = (s.c[:, None] + lambda1 * s.m[:, None]) / (1 + lambda1)
+    negative = (s.c[None] + lambda2 * s.m[None]) / (1 + lambda2)
+    own, other = (pair_distance(s.q[:, None], points, dist) for points in (positive, negative))
+    worst = (own - other).masked_fill(~others_taking(s.n), -torch.inf).argmax(1, keepdim=True)
+    return own.gather(1, worst)[:, 0], other.gather(1, worst)[:, 0]
 
 
 def mctl_literal(s: Slot, dist: str) -> tuple[Tensor, Tensor]:
-    """Eq. (4) as printed, squared whatever dist says: c_N and m_N are means over all other identities."""
+    """Eq. (4) as printed, squared whatever dist says: c_N, m_N and lambda2 are of all other identities."""
     lambda1, lambda2 = (x[:, None] for x in lambdas(s.n))
     c_N, m_N = mean_of_others(s.c, s.n), mean_of_others(s.m, s.n)
     return pair_distance(s.q - lambda1 * s.m, s.c, "sq"), pair_distance(s.q - lambda2 * m_N, c_N, "sq")
@@ -170,10 +174,17 @@ EQUATIONS = {
 
 
 def lambdas(n: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda1, lambda2 (P,) of Eq. (4): shares of positive and negative images among the masked ones of an anchor."""
+    """lambda1, lambda2 (P,) of Eq. (4): shares of the positive and of all negative ones among the masked images."""
     n = n.to(torch.get_default_dtype())
     positive, negative = n.clamp_min(1), n.sum() - n
     return positive / (positive + negative), negative / (positive + negative)
+
+
+def pair_lambdas(n: Tensor) -> tuple[Tensor, Tensor]:
+    """lambda1, lambda2 (P, P) of Eq. (4): shares of the anchor's and of one other identity's masked images."""
+    n = n.to(torch.get_default_dtype())
+    both = (n[:, None] + n[None]).clamp_min(1)
+    return n[:, None] / both, n[None] / both
 
 
 def hinge(own: Tensor, other: Tensor, counted: Tensor, margin: float) -> Tensor:
@@ -182,10 +193,14 @@ def hinge(own: Tensor, other: Tensor, counted: Tensor, margin: float) -> Tensor:
     return mean_over(F.relu(gap + margin), counted)
 
 
-def nearest(d: Tensor, taking: Tensor) -> Tensor:
-    """The smallest distance of every anchor to another identity that takes part, (P, P) -> (P,)."""
-    own = torch.eye(len(d), dtype=torch.bool, device=d.device)
-    return d.masked_fill(own | ~taking, torch.inf).amin(1)
+def nearest(d: Tensor, n: Tensor) -> Tensor:
+    """The smallest distance of every anchor to another identity that takes part, (P, P) and (P,) -> (P,)."""
+    return d.masked_fill(~others_taking(n), torch.inf).amin(1)
+
+
+def others_taking(n: Tensor) -> Tensor:
+    """(P, P) bool: the identities that take part in the hinge of each anchor, all with images but its own."""
+    return ~torch.eye(len(n), dtype=torch.bool, device=n.device) & (n > 0)
 
 
 def group_mean(feats: Tensor, used: Tensor) -> Tensor:

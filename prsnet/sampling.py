@@ -8,7 +8,7 @@ def identity_plan(labels: np.ndarray, num_ids: int, num_instances: int, *, seed:
 
     The images of an identity are shuffled and cut into groups of K; a last group of 2 .. K-1 is filled with -1 (no
     image), a single image left over is dropped, but an identity with one image only keeps it. Each batch takes one
-    group of P identities drawn at random among those with groups left, until fewer than P are left.
+    group of P identities drawn at random among those with groups left, whole groups first, until fewer than P are left.
 
     Args: labels (N,) integers >= 0.
     Returns: (iters, P, K) int64, indices into labels or -1; the first of an identity is never -1.
@@ -27,7 +27,7 @@ def identity_plan(labels: np.ndarray, num_ids: int, num_instances: int, *, seed:
     groups = [cut(rng.permutation(members), num_instances) for members in np.split(order, np.cumsum(counts)[:-1])]
     batches = []
     while len(available := np.flatnonzero([len(g) > 0 for g in groups])) >= num_ids:
-        batches.append([groups[i].pop() for i in rng.choice(available, num_ids, replace=False)])
+        batches.append([groups[i].pop(0) for i in rng.choice(available, num_ids, replace=False)])
     return np.array(batches, dtype=np.int64)
 
 

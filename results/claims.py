@@ -162,9 +162,9 @@ class _Runs:
         """What results/baselines.py recorded for a row."""
         base = self.root / "results" / "baselines"
         found = [schema.read(path, base) for path in sorted((base / self.project).glob(f"*/{row}/seed*.json"))]
-        data = {result.content["data"]["digest"] for result in self.of(row)}
+        data = [result.people for result in self.of(row)]
         for result in found:
-            if data and result.content["data"]["digest"] not in data:
+            if data and result.people not in data:
                 raise Refused(
                     f"{result.path}: measured on other data than the runs of {self.project}/{row}; record it again "
                     f"with python results/baselines.py {self.project}/{row}"

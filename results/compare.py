@@ -119,12 +119,7 @@ def unlike(recorded: Result, run: Result) -> str:
     """In what a recorded run differs from one made here, apart from seed and machine; "" if it can be compared."""
     flags = schema.differences(recorded.content["args"], run.content["args"])
     text = ", ".join(f"--{key.replace('_', '-')} {was} there, {now} here" for key, (was, now) in flags.items())
-    return text or ("" if _people(recorded) == _people(run) else "it comes from other images")
-
-
-def _people(result: Result) -> dict | str:
-    """What names the images: of rendered ones, whose bytes differ between machines, size, seed and version."""
-    return result.content["data"].get("rendered") or result.content["data"]["digest"]
+    return text or ("" if recorded.people == run.people else "it comes from other images")
 
 
 def machine(result: Result) -> str:

@@ -71,6 +71,12 @@ class Result:
         return synthetic_size(self.data)
 
     @property
+    def people(self) -> dict | str:
+        """What names the images: of rendered ones, whose bytes differ between machines, size, seed and version."""
+        data = self.content["data"]
+        return {**data["rendered"], "images": data["images"]} if data.get("rendered") else data["digest"]
+
+    @property
     def log(self) -> Path:
         return self.path.with_suffix(".log.jsonl")
 

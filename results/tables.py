@@ -232,7 +232,7 @@ def unlike(a: Result, b: Result) -> str:
 
     def measured(result: Result) -> dict:
         protocol = {key: value for key, value in result.content["protocol"].items() if key != "split"}
-        return {"data folder": result.data, "protocol": protocol, "data digest": result.content["data"]["digest"]}
+        return {"data folder": result.data, "protocol": protocol, "images": result.people}
 
     other = measured(b)
     return next((what for what, value in measured(a).items() if value != other[what]), "")

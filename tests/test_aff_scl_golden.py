@@ -206,6 +206,7 @@ def test_uda_equals_a_plain_loop_from_the_paper(traces):
     source_hards, count = source_means.clone(), len(source_means)
     network.train()
     for epoch, clusters in enumerate(trace.clusters):
+        optimizer.param_groups[0]["lr"] = LR * (1, 0.1)[epoch]  # two epochs for 60: the second is beyond a third
         target_means = class_means(*clusters)
         means, hards = (torch.cat([rows, target_means]) for rows in (source_means, source_hards))
         for (x_s, y_s), (x_t, y_t) in trace.batches[3 * epoch : 3 * epoch + 3]:
@@ -284,4 +285,5 @@ def test_adam_and_its_rate_are_those_of_section_4_2(tmp_path):
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx(20 * [3.5e-4] + 20 * [3.5e-5] + 20 * [3.5e-6])
+    assert [train.thirds(15)(epoch) for epoch in (0, 4, 5, 9, 10, 14)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 5e-4

@@ -196,7 +196,7 @@ def test_a_faulty_claim_is_refused_in_one_sentence(root, capsys, message):  # no
 
 
 UNLIKE = {
-    "data digest": {"data__digest": "other"},
+    "images": {"data__digest": "other"},
     "protocol": {"protocol": {"dataset": "market", "re_ranking": True}},
     "epoch (30)": {"epoch": 30},
     "workers (9)": {"args__workers": 9},

@@ -144,16 +144,18 @@ def loop_of_finetuning(network, fixed, labels, form):
         slots = []
         for i in range(3):
             taking = {pid: (g[i], [j for j in g if j != g[i]]) for pid, g in groups.items() if i < len(g) > 1}
-            images, terms = sum(len(rest) for _, rest in taking.values()), []
+            terms = []
             for pid, (q, rest) in taking.items():
-                points = {}
+                gaps = []
                 for other, (_, members) in taking.items():
-                    share = len(rest) / images if other == pid else (images - len(rest)) / images  # lambda1, lambda2
-                    points[other] = f[members].mean(0)
-                    if form == "mctl":
-                        points[other] = (points[other] + share * fm[members].mean(0)) / (1 + share)
-                far = {other: (f[q] - point).norm() for other, point in points.items()}
-                terms.append(F.relu(far[pid] - min(far[o] for o in far if o != pid) + 0.5))
+                    if other != pid:
+                        own, points = f[rest].mean(0), f[members].mean(0)
+                        if form == "mctl":
+                            share = len(rest) / (len(rest) + len(members))  # lambda1; lambda2 = 1 - share
+                            own = (own + share * fm[rest].mean(0)) / (1 + share)
+                            points = (points + (1 - share) * fm[members].mean(0)) / (2 - share)
+                        gaps.append((f[q] - own).norm() - (f[q] - points).norm())
+                terms.append(F.relu(max(gaps) + 0.5))
             if len(terms) > 1:
                 slots.append(torch.stack(terms).mean())
         log["centroid"] = torch.stack(slots).mean()

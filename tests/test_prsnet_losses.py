@@ -44,18 +44,20 @@ def loop(form, feats, masked, real, margin=0.5, dist="l2"):
         images = sum(n for *_, n in taking.values())
         terms = []
         for p, (q, c, m, n) in taking.items():
-            l1, l2 = n / images, (images - n) / images
+            others = [taking[o] for o in taking if o != p]
             if form == "ctl":
-                own, others = distance(q, c, dist), [distance(q, taking[o][1], dist) for o in taking if o != p]
-            elif form == "mctl":
-                own = distance(q, (c + l1 * m) / (1 + l1), dist)
-                others = [distance(q, (taking[o][1] + l2 * taking[o][2]) / (1 + l2), dist) for o in taking if o != p]
+                gaps = [distance(q, c, dist) - distance(q, c_n, dist) for _, c_n, _, _ in others]
+            elif form == "mctl":  # lambda1, lambda2: shares of the images of the two identities
+                gaps = [
+                    distance(q, (c + n / (n + k) * m) / (1 + n / (n + k)), dist)
+                    - distance(q, (c_n + k / (n + k) * m_n) / (1 + k / (n + k)), dist)
+                    for _, c_n, m_n, k in others
+                ]
             else:  # as printed: squared, c_N and m_N over the images of all other identities
-                weights = [taking[o][3] for o in taking if o != p]
-                c_n, m_n = (np.average([taking[o][k] for o in taking if o != p], 0, weights) for k in (1, 2))
-                l1, l2 = (l1, l2) if form == "mctl-literal" else (0, 0)
-                own, others = ((q - l1 * m - c) ** 2).sum(), [((q - l2 * m_n - c_n) ** 2).sum()]
-            terms.append(max(0.0, own - min(others) + margin))
+                c_n, m_n = (np.average([o[k] for o in others], 0, [o[3] for o in others]) for k in (1, 2))
+                l1, l2 = (n / images, (images - n) / images) if form == "mctl-literal" else (0, 0)
+                gaps = [((q - l1 * m - c) ** 2).sum() - ((q - l2 * m_n - c_n) ** 2).sum()]
+            terms.append(max(0.0, max(gaps) + margin))
         slots.append(np.mean(terms))
     return np.mean(slots)
 
@@ -71,15 +73,30 @@ def test_eq3_and_eq4_equal_a_loop(form, dist, change):
     )
 
 
-def test_lambdas_of_a_full_batch_are_1_and_15_sixteenths():
-    lambda1, lambda2 = losses.lambdas(torch.full((16,), 3))
-    assert torch.allclose(lambda1, torch.tensor(1 / 16)) and torch.allclose(lambda2, torch.tensor(15 / 16))
+def test_lambdas_are_shares_of_the_images_in_the_masked_means():
+    """Of a full batch: a half each where m_N is one identity's, 1/16 and 15/16 where it is that of all negatives."""
+    full = torch.full((16,), 3)
+    for found, expected in ((losses.pair_lambdas(full), (0.5, 0.5)), (losses.lambdas(full), (1 / 16, 15 / 16))):
+        assert all(torch.allclose(lam, torch.tensor(share)) for lam, share in zip(found, expected))
+    lambda1, lambda2 = losses.pair_lambdas(torch.tensor([3, 1]))
+    assert lambda1[0, 1] == 0.75 and lambda2[0, 1] == 0.25 and lambda1[1, 0] == 0.25
+
+
+def test_moving_all_masked_features_away_from_the_clean_ones_satisfies_no_hinge_of_eq4():
+    """A shift says nothing about identities and must not lower the loss; lambdas of all negatives let it, down to 0."""
+    draw = torch.Generator().manual_seed(0)
+    people = torch.randn(16, 1, 32, generator=draw)
+    feats, masked = (people + 0.5 * torch.randn(16, 4, 32, generator=draw) for _ in range(2))
+    real, away = torch.ones(16, 4, dtype=torch.bool), torch.randn(32, generator=draw)
+    found = [losses.centroid_loss("mctl", feats, masked + shift * away, real, margin=4.0) for shift in (0, 1, 4)]
+    assert found[0] < found[1] < found[2]
 
 
 @pytest.mark.parametrize("ending", ["", "-literal"])
 def test_mctl_with_lambdas_zero_is_ctl(monkeypatch, ending):
     feats, masked, real = batch()
     monkeypatch.setattr(losses, "lambdas", lambda n: (torch.zeros(P), torch.zeros(P)))
+    monkeypatch.setattr(losses, "pair_lambdas", lambda n: (torch.zeros(P, P), torch.zeros(P, P)))
     a, b = (losses.centroid_loss(form + ending, feats, masked, holed(real)) for form in ("mctl", "ctl"))
     assert a.item() == pytest.approx(b.item(), rel=1e-6)
 

@@ -101,10 +101,32 @@ def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_kept(tm
     done.wait()
     folder = tmp_path / "market1501"
     dead, alive = (folder / f".Market-1501-v15.09.15.{platform.node()}.{pid}.tmp" for pid in (done.pid, 1))
+    old = folder / f".Market-1501-v15.09.15.{platform.node()}.old.{done.pid}.tmp"
     dead.mkdir(parents=True)
     alive.mkdir()
+    old.mkdir()
     synthetic.write("market", tmp_path, workers=1)
-    assert not dead.exists() and alive.exists()
+    assert not dead.exists() and not old.exists() and alive.exists()
+
+
+def test_older_people_are_moved_away_whole_before_the_new_ones_come(tmp_path, monkeypatch):
+    """Killed while the older ones are removed, the root is either complete or not there."""
+    root = synthetic.write("market", tmp_path, workers=1)
+    (root / "SYNTHETIC").write_text('{"size": "small", "seed": 0, "version": 0}')
+    whole = len(bytes_below(root))
+    seen = []
+
+    def removed(folder, **options):
+        seen.append(
+            (Path(folder).name, Path(folder).exists() and len(bytes_below(Path(folder))), len(bytes_below(root)))
+        )
+        return remove(folder, **options)
+
+    remove = synthetic.shutil.rmtree
+    monkeypatch.setattr(synthetic.shutil, "rmtree", removed)
+    assert synthetic.write("market", tmp_path, workers=1) == root
+    assert [(count, left) for name, count, left in seen if ".old." in name] == [(whole, whole)]
+    assert sorted(path.name for path in root.parent.iterdir()) == [root.name]
 
 
 @pytest.mark.parametrize(
@@ -329,18 +351,68 @@ def test_change_of_clothes_keeps_hair_face_and_shoes():
     assert np.abs(one.image[cloth].astype(int) - two.image[cloth]).mean() > 12
 
 
-def test_infrared_and_thermal_do_not_know_garment_colours():
+def dyed(outfit: people.Outfit, colour, second=None) -> people.Outfit:
+    """The outfit in other colours; with a second one in checks, else plain."""
+    changed = {"colour": colour, "second": second or colour, "pattern": "checks" if second else "plain"}
+    return outfit._replace(
+        **{part: getattr(outfit, part)._replace(**changed) for part in ("upper", "inner", "lower")}, scarf=None
+    )
+
+
+def test_infrared_does_not_know_the_hue_of_cloth_and_thermal_no_colour_at_all():
     for key in range(6):
         identity, outfit = dressed(20 + key)
-        dyed = outfit._replace(
-            **{
-                part: getattr(outfit, part)._replace(colour=(0.9, 0.1, 0.2), second=(0.1, 0.9, 0.3), pattern="checks")
-                for part in ("upper", "inner", "lower")
-            }
-        )
-        one, two = shot(identity, outfit), shot(identity, dyed)
-        assert not np.array_equal(one.image, two.image)
-        assert np.array_equal(one.infrared, two.infrared) and np.array_equal(one.thermal, two.thermal)
+        red, green = (shot(identity, dyed(outfit, colour)) for colour in ((0.7, 0.2, 0.3), (0.2, 0.7, 0.3)))
+        assert np.abs(red.image.astype(int) - green.image).max() > 20
+        assert np.abs(red.infrared.astype(int) - green.infrared).max() <= 1  # rounding of the mean of the channels
+        bright = shot(identity, dyed(outfit, (0.9, 0.9, 0.9), (0.1, 0.1, 0.1)))
+        assert np.array_equal(red.thermal, green.thermal) and np.array_equal(red.thermal, bright.thermal)
+
+
+def test_infrared_sees_a_part_of_how_dark_cloth_is_and_so_its_pattern():
+    identity, outfit = dressed(31)
+    black, white, checks = (
+        shot(identity, dyed(outfit._replace(hat=None), *colours))
+        for colours in (((0.1,) * 3,), ((0.9,) * 3,), ((0.9,) * 3, (0.1,) * 3))
+    )
+    cloth = cv2.erode((white.parsing == 4).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    means = [picture.infrared[cloth].mean() for picture in (black, checks, white)]
+    assert means[0] < means[1] < means[2]
+    kept = 1 - infrared.PIGMENT
+    assert means[0] / means[2] == pytest.approx((kept + 0.1 * (1 - kept)) / (kept + 0.9 * (1 - kept)), abs=0.05)
+    assert (checks.infrared[cloth] / white.infrared[cloth].astype(float)).std() > 0.05  # the folds are in both
+
+
+def test_what_the_eye_sees_of_a_garment_says_something_about_its_infrared_and_its_heat():
+    """Otherwise nothing but the outline of a stranger could be found again in the other modality."""
+    seen = []
+    for key in range(60):
+        picture = shot(*dressed(200 + key), View(height=128, width=64), key)
+        cloth = picture.parsing == 4
+        if cloth.sum() > 60:
+            seen.append((picture.image[cloth].mean(), picture.infrared[cloth].mean()))
+    assert 0.5 < np.corrcoef(np.array(seen).T)[0, 1] < 0.85
+    assert all(max(Counter(fabrics).values()) >= 3 for fabrics in people.FABRICS.values())  # of five: the cut tells it
+
+
+def test_the_two_cameras_of_regdb_see_people_from_one_side_and_before_their_own_backgrounds(tmp_path, monkeypatch):
+    """The frame around people says nothing: pairs taken at once would be found by it alone."""
+    monkeypatch.setitem(layouts_vi.REGDB, "small", (24, 4))
+    visible, thermal = (layouts_vi.eye("regdb", key, 0) for key in (0, 1))
+    assert (visible.directions, visible.pitch) == (thermal.directions, thermal.pitch)
+    assert visible.scenes != thermal.scenes
+    root, features = synthetic.write("regdb", tmp_path, workers=1), {}
+    for word in ("Visible", "Thermal"):
+        files = [
+            root / word / str(pid) / f"{word[0].lower()}_{pid:05d}_{i}.bmp" for pid in range(1, 25) for i in (1, 2)
+        ]
+        grey = np.stack([cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files]).astype(np.float32)
+        edges = np.abs(np.diff(grey, axis=2))
+        edges[:, 8:-8, 8:-9] = 0
+        edges = edges.reshape(len(files), -1)
+        features[word] = (edges - edges.mean(0)) / np.linalg.norm(edges - edges.mean(0), axis=1, keepdims=True)
+    found = (features["Visible"] @ features["Thermal"].T).argmax(1)
+    assert (found // 2 == np.arange(48) // 2).mean() < 0.2  # chance 0.04; 0.9 and more where pairs are taken at once
 
 
 def test_infrared_knows_the_fabric_and_thermal_the_skin():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.datasets.base import Dataset, Sample, labels
 
-__all__ = ["Dataset", "Sample", "canonical", "expect", "labels", "load"]
+__all__ = ["Dataset", "Sample", "canonical", "expect", "labels", "load", "of_market_rule"]
 
 NAMES = {  # canonical name -> other names
     "market": ("market1501", "market-1501"),
@@ -27,6 +27,13 @@ NAMES = {  # canonical name -> other names
     "regdb": (),
     "luperson": (),
 }
+OWN_RULES = {  # not measured by the rule of Market-1501
+    "prcc": "its queries in the same clothes and in others are measured apart",
+    "sysu": "its queries are infrared and its galleries drawn",
+    "regdb": "its queries are of one modality and its gallery of the other",
+    "person_crops": "nobody is named in it",
+    "luperson": "nobody is named in it",
+}
 
 
 def canonical(name: str) -> str:
@@ -37,6 +44,15 @@ def canonical(name: str) -> str:
         if wanted == known or wanted in others:
             return known
     raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
+
+
+def of_market_rule(name: str) -> str:
+    """The canonical name of a data set that is measured by the rule of Market-1501. Raises: ValueError for others."""
+    known = canonical(name)
+    if known in OWN_RULES:
+        others = ", ".join(other for other in NAMES if other not in OWN_RULES)
+        raise ValueError(f"{known} has another protocol than Market-1501 ({OWN_RULES[known]}); choose from {others}")
+    return known
 
 
 def load(name: str, data_dir: str | Path = "data", **options) -> Dataset:

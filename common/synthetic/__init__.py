@@ -28,6 +28,7 @@ from tqdm import tqdm
 from common.synthetic import layouts, layouts_prcc, layouts_vi, street
 
 VERSION = 4  # raised when the same seed gives other bytes than before
+VERSIONS = {"sysu": 5, "regdb": 5}  # of data sets that have changed alone since then
 STAMP = "SYNTHETIC"
 OWN = {"prcc": layouts_prcc}  # data sets with a module of their own: ROOT, plan(size, seed), draw(item, seed)
 layouts_vi.register()
@@ -48,14 +49,14 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
         raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0")
     workers = workers if workers is None else max(workers, 1)  # 0: no extra ones
     root = Path(out_dir) / roots()[name]
-    stamp = {"size": size, "seed": seed, "version": VERSION}
+    stamp = {"size": size, "seed": seed, "version": VERSIONS.get(name, VERSION)}
     if _stamp(root) == stamp:
         return root
     if root.exists() and _stamp(root) is None and any(root.iterdir()):
         raise FileExistsError(f"{root} holds data that are not synthetic; choose another directory")
     prefix = f".{root.name}.{platform.node()}"
     _sweep(root.parent, prefix)
-    draft = root.parent / f"{prefix}.{os.getpid()}.tmp"
+    draft, old = (root.parent / f"{prefix}.{part}{os.getpid()}.tmp" for part in ("", "old."))
     try:
         (street.fill if name in street.ROOTS else _fill)(draft, name, size, seed, workers)
         for folder in (draft, *(draft / part for part in ("labeled", "detected") if (draft / part).is_dir())):
@@ -63,10 +64,11 @@ def write(name: str, out_dir: str | Path, size: str = "small", seed: int = 0, wo
         if _stamp(root) == stamp:  # somebody else was faster
             return root
         if root.exists():
-            shutil.rmtree(root)
+            os.replace(root, old)  # whole, with its stamp: a kill leaves nothing half-removed at the root
         os.replace(draft, root)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for folder in (draft, old):
+            shutil.rmtree(folder, ignore_errors=True)
     return root
 
 

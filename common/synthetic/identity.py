@@ -38,8 +38,21 @@ SHOES: tuple[tuple[Colour, float], ...] = (
     ((0.10, 0.10, 0.10), 4.0), ((0.90, 0.90, 0.88), 3.0), ((0.45, 0.45, 0.47), 1.5), ((0.36, 0.24, 0.16), 1.5),
     ((0.62, 0.18, 0.18), 0.7), ((0.18, 0.26, 0.48), 0.8), ((0.75, 0.65, 0.50), 0.5),
 )  # fmt: skip
-# Near-infrared reflectance of cotton, wool, denim, polyester, nylon: a property of the fibre, drawn apart from the dye.
+# Near-infrared reflectance of cotton, wool, denim, polyester, nylon: a property of the fibre, not of the dye.
 FABRIC_REFLECTANCE = (0.72, 0.55, 0.46, 0.63, 0.36)
+# What a cut is made of, as indices into these: so the visible shape says something about infrared and heat.
+FABRICS = {
+    "tshirt": (0, 0, 0, 3, 3),
+    "shirt": (0, 0, 0, 3, 1),
+    "jacket": (4, 4, 4, 3, 2),
+    "hoodie": (0, 0, 0, 3, 1),
+    "coat": (1, 1, 1, 1, 4),
+    "dress": (3, 3, 3, 0, 1),
+    "trousers": (2, 2, 2, 0, 1),
+    "leggings": (4, 4, 4, 4, 3),
+    "shorts": (3, 3, 3, 0, 2),
+    "skirt": (1, 1, 1, 3, 2),
+}
 # Insulation of the same fabrics: degrees that the outside of the garment lies above the air.
 FABRIC_WARMTH = (6.0, 3.2, 5.2, 4.4, 3.8)
 
@@ -166,7 +179,7 @@ def _upper(rng: np.random.Generator, woman: bool) -> Garment:
         second=_pick(rng, CLOTH),
         pattern=_choose(rng, patterns[cut]),
         period=float(rng.uniform(0.022, 0.07)),
-        fabric=int(rng.integers(5)),
+        fabric=FABRICS[cut][int(rng.integers(5))],
         loose=loose * float(rng.uniform(0.6, 1.6)),
         length=float(rng.uniform(*length)),
         seed=int(rng.integers(2**31)),
@@ -182,7 +195,7 @@ def _lower(rng: np.random.Generator, woman: bool) -> Garment:
         second=_pick(rng, CLOTH),
         pattern=_choose(rng, {"plain": 8, "checks": 0.7, "side": 0.9}),
         period=float(rng.uniform(0.03, 0.06)),
-        fabric=int(rng.integers(5)),
+        fabric=FABRICS[cut][int(rng.integers(5))],
         loose=0.001 if cut == "leggings" else float(rng.uniform(0.004, 0.014)),
         length=float(rng.uniform(*length)),
         seed=int(rng.integers(2**31)),

@@ -1,4 +1,8 @@
-"""Near-infrared and thermal pictures: functions of material, shading and warmth, never of a garment's colour."""
+"""Near-infrared and thermal pictures: functions of material, shading and warmth, never of a garment's hue.
+
+What the visible and the infrared picture of a person share is the shape, what a cut is made of (identity.FABRICS), and
+a part of how dark the cloth is, prints and stripes included; the thermal picture shares the first two.
+"""
 
 import numpy as np
 
@@ -6,11 +10,12 @@ from common.synthetic.canvas import BAG, GLASS, HAIR, HAT, INNER, LOWER, SHOE, S
 from common.synthetic.identity import FABRIC_REFLECTANCE, FABRIC_WARMTH, Identity, Outfit
 
 AIR = 17.0  # degrees Celsius around the person
+PIGMENT = 0.4  # share of a dye's darkness that near infrared still sees; the rest is transparent there
 COLD, HOT = 10.0, 36.0  # degrees that a thermal camera shows as black and white
 
 
 def reflectance(person: Identity, outfit: Outfit) -> np.ndarray:
-    """(10,) float32 near-infrared reflectance by material: dyes are transparent there, the fibre decides."""
+    """(10,) float32 near-infrared reflectance by material, of cloth without its dye."""
     table = np.zeros(10, np.float32)
     table[[SKIN, HAIR, SHOE, BAG, HAT, GLASS]] = (
         0.66,
@@ -37,7 +42,9 @@ def warmth(person: Identity, outfit: Outfit) -> np.ndarray:
 
 def near_infrared(canvas: Canvas, person: Identity, outfit: Outfit) -> np.ndarray:
     """(height * width,) float32 in [0, 1]; 0 where nobody is drawn."""
-    return reflectance(person, outfit)[canvas.material] * canvas.shade
+    cloth = np.isin(canvas.material, (UPPER, INNER, LOWER))
+    dark = np.where(cloth, PIGMENT * (1 - canvas.albedo.mean(1)), 0)
+    return reflectance(person, outfit)[canvas.material] * (1 - dark).astype(np.float32) * canvas.shade
 
 
 def thermal(canvas: Canvas, person: Identity, outfit: Outfit) -> np.ndarray:

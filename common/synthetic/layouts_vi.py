@@ -1,6 +1,6 @@
 """Visible-infrared layouts and unlabelled people: SYSU-MM01, RegDB and LUPerson, as `layouts` does the others.
 
-Infrared images show a person's near-infrared rendering, thermal ones the warmth: functions of material, not colour.
+Infrared images show a person's near-infrared rendering, thermal ones the warmth: see `infrared`.
 """
 
 from pathlib import PurePosixPath
@@ -76,7 +76,11 @@ def sysu(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str
 
 
 def regdb(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str]]:
-    """RegDB: Visible/1/v_00001_1.bmp, Thermal/1/t_00001_1.bmp and ten splits into halves under idx/."""
+    """RegDB: Visible/1/v_00001_1.bmp, Thermal/1/t_00001_1.bmp and ten splits into halves under idx/.
+
+    The real pairs are taken at once. Here each modality is a walk of its own before a background of its own: pose and
+    place would otherwise tell who it is without a look at the person.
+    """
     people, count = REGDB[size]
     names = {
         (word, pid): [f"{word}/{pid}/{word[0].lower()}_{pid:05d}_{i + 1}.bmp" for i in range(count)]
@@ -84,7 +88,9 @@ def regdb(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, st
         for pid in range(1, people + 1)
     }
     items = [
-        Item(path, pid, 0, i // BURST, i % BURST) for (_, pid), paths in names.items() for i, path in enumerate(paths)
+        Item(path, pid, int(word == "Thermal"), i // BURST, i % BURST)
+        for (word, pid), paths in names.items()
+        for i, path in enumerate(paths)
     ]
     texts = {}
     for split in range(1, SPLITS + 1):
@@ -117,10 +123,13 @@ def plan(name: str, size: str, seed: int) -> tuple[list[Item], dict[str, str]]:
 
 
 def eye(name: str, key: int, seed: int) -> Camera:
-    """Camera `key`; SYSU's infrared camera 3 stands in the room of camera 2."""
+    """Camera `key`; SYSU's infrared camera 3 stands in the room of camera 2, RegDB's two see people from one side."""
     camera = layouts.source(seed, CODES[name], key)
     if name == "sysu" and key == 2:
         return camera._replace(scenes=layouts.source(seed, CODES[name], 1).scenes)
+    if name == "regdb" and key == 1:
+        visible = layouts.source(seed, CODES[name], 0)
+        return camera._replace(directions=visible.directions, pitch=visible.pitch)
     return camera
 
 

@@ -151,5 +151,5 @@ def scene(seed: int) -> Scene:
     grey = image @ np.array([0.35, 0.45, 0.20], np.float32)
     infrared = np.clip(0.85 * grey + 0.45 * plants * (0.6 + grey), 0.03, 0.95)
     temperature = 17.0 + 2.2 * (light - 1) * 4 - 2.0 * plants + 1.2 * (grey - grey.mean())
-    image = HAZE * 0.45 + (1 - HAZE) * image
+    image, infrared = (HAZE * 0.45 + (1 - HAZE) * layer for layer in (image, infrared))
     return Scene((image * 255).astype(np.uint8), (infrared * 255).astype(np.uint8), temperature.astype(np.float16))

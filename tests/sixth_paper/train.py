@@ -47,9 +47,10 @@ def train_one_epoch(run, args, model, optimizer, scaler, store, labels, augment,
         labels.numpy(), args.batch_size // 4, 4, seed=args.seed, epoch=number, rank=run.rank, world_size=run.world_size
     )
     epoch = Epoch(run, number, images.batches(store, batches, run.device, workers=args.workers), len(batches))
+    generator = runtime.generator(run, number)
     model.train()
     for pixels, indices in epoch:
-        x, y = augment(pixels, runtime.generator(run, number)), labels[indices].to(run.device)
+        x, y = augment(pixels, generator), labels[indices].to(run.device)
         with run.autocast():
             feats, logits = model(x)
         identity = F.cross_entropy(logits.float(), y)
