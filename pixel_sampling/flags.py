@@ -155,7 +155,7 @@ def parsing_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument
     add("--root", required=True, help="a folder of images (any depth), or one that holds prcc/rgb")
     add("--ckpt", required=True, help="the official ATR checkpoint, or none for random weights")
-    add("--out", help="folder for the masks (default for PRCC: mask beside rgb)")
+    add("--out", help="folder for the masks (default for PRCC: mask, or mask_atr18, beside rgb)")
     flags.choice(add, "--labels", "part6 atr18", "six parts, or the 18 ATR labels")
     add("--overlays", type=int, default=0, metavar="N", help="draw N masks over their images into OUT/overlays.png")
     add("-b", "--batch-size", type=int, default=16)

@@ -24,6 +24,7 @@ from common.runfiles import replace
 PARTS = ("background", "head", "upper clothes", "pants", "arms", "legs")
 LUT = np.array(ATR_TO_SIX, np.uint8)  # as the authors state it in an issue of their repository
 LABELS = {"part6": 6, "atr18": 18}
+CHECKED = 64  # masks that are looked at to tell the formats apart
 
 
 def palette(number: int = 18) -> np.ndarray:
@@ -151,6 +152,8 @@ def open_masks(
             f"none of the {len(samples)} images ({name}) has a {mask_format} mask; "
             "make them with python -m pixel_sampling.parse"
         )
+    if mask_format == "atr18":
+        check_atr([s.mask for s in found[:: max(1, len(found) // CHECKED)]], name)
     if len(found) < len(samples):
         first = next(s.path for s in samples if s.mask is None)
         warnings.warn(
@@ -163,6 +166,22 @@ def open_masks(
         maps = open_store(samples, found, height, width, mask_format, cache_dir, workers, name)
         maps = torch.from_numpy(np.array(maps)).to(device) if cache == "device" else maps
     return MaskStore(samples, height, width, mask_format, device, maps)
+
+
+def check_atr(paths: list[str], name: str) -> None:
+    """Raises: ValueError where no mask holds a label above 5: those of six parts would pass for ATR labels."""
+
+    def largest(path: str) -> int:
+        try:
+            return int(pixels.labels(path).max(initial=0))
+        except (OSError, ValueError):
+            return LABELS["atr18"]  # no label map: named where it is read
+
+    if all(largest(path) < len(PARTS) for path in paths):
+        raise ValueError(
+            f"the masks of {name}, e.g. {paths[0]}, hold no label above 5 and look like part6: use "
+            "--mask-format part6, or write ATR labels with python -m pixel_sampling.parse --labels atr18"
+        )
 
 
 def open_store(

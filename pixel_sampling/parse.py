@@ -24,14 +24,15 @@ import torch
 from tqdm import tqdm
 
 from common import devices, pixels, visualize
-from common.datasets import files
+from common.datasets import files, prcc
 from pixel_sampling import schp
 from pixel_sampling.masks import LUT, PARTS, palette, write_labels
 
 
-def folders(root: Path, out: str | None) -> tuple[Path, Path]:
+def folders(root: Path, out: str | None, labels: str = "part6") -> tuple[Path, Path]:
     """Where the images lie and where the masks go. Raises: FileNotFoundError, ValueError."""
-    source = next((root / part for part in ("prcc/rgb", "rgb") if (root / part).is_dir()), root)
+    trees = (*(root / tree / "rgb" for tree in prcc.TREES), root / "rgb")
+    source = next((tree for tree in trees if tree.is_dir()), root)
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {root}; give --root a folder of images")
     if out is None and source == root:
@@ -40,7 +41,7 @@ def folders(root: Path, out: str | None) -> tuple[Path, Path]:
         raise ValueError(
             f"--out {out} is the folder of the images; give the masks a folder of their own, even inside it"
         )
-    return source, Path(out) if out else source.parent / "mask"
+    return source, Path(out) if out else source.parent / prcc.MASK_FORMATS[labels][0]
 
 
 def listed(source: Path, out: Path) -> list[tuple[Path, Path]]:
@@ -135,7 +136,7 @@ def draw_overlays(path: Path, pairs: list[tuple[Path, Path]], number: int) -> Pa
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        source, out = folders(Path(args.root), args.out)
+        source, out = folders(Path(args.root), args.out, args.labels)
         pairs = listed(source, out)
         todo = [(image, mask) for image, mask in pairs if not mask.is_file()]
         masked = len(pairs) - len(todo)

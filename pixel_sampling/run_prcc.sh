@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${1:?folder that holds prcc}
-if [ ! -d "$DATA/prcc/mask" ] || [ $# -ge 2 ]; then
+if ! compgen -G "$DATA/[pP][rR][cC][cC]/mask" > /dev/null || [ $# -ge 2 ]; then
   python -m pixel_sampling.parse --root "$DATA" --ckpt "${2:?official ATR checkpoint of SCHP}" --overlays 32
 fi
 python results/reproduce.py pixel_sampling/T2-c pixel_sampling/X5 --data-dir "$DATA" --seeds 0 1 2

@@ -7,7 +7,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from common import commandline, datasets, flags, records
+from common import commandline, datasets, flags, records, runfiles
 from common.datasets.person_crops import TREES
 from prsnet import settings
 from prsnet.settings import BLOCKS, SIZES
@@ -216,7 +216,8 @@ def variants(args: Namespace) -> dict:
 
 
 def weights_file(args: Namespace, data_name: str) -> Path | None:
-    """The file that --weights names: None for "none", a file, or best.pt of a row of pre-training, seed 0.
+    """The file that --weights names: None for "none", a file, best.pt or else the newest checkpoint of a log folder, or
+    best.pt of a row of pre-training, seed 0.
 
     `data_name` is the fine-tuning data's; pre-training on rendered people of the same size is taken for rendered data.
     Raises: FileNotFoundError with the command that makes it.
@@ -225,11 +226,13 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
         return None
     rows = {name for name, row in records.load_rows(ROOT / "prsnet").items() if row.get("script") == "pretrain.py"}
     if args.weights not in rows:
-        if not Path(args.weights).expanduser().exists():
+        path = Path(args.weights).expanduser()
+        if not path.exists():
             raise FileNotFoundError(
                 f"--weights {args.weights}: neither a file nor a row of pre-training ({', '.join(sorted(rows))})"
             )
-        return Path(args.weights)
+        best = path / "best.pt"
+        return best if best.is_file() else runfiles.checkpoint(path)
     size = data_name.partition("-synthetic-")[2]
     folder = "person_crops" + (f"-synthetic-{size}" if size else "")
     path = Path(args.logs_dir) / "prsnet" / folder / args.weights / "seed0" / "best.pt"

@@ -69,14 +69,13 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
     """Load the encoder of a pre-training, or of another fine-tuning; returns the line that says what was loaded
     (mutates encoder).
 
-    Args: path: what common.weights.read takes; of a log folder with a best.pt that file. flags: those of this run that
-    must agree with the file's, where it holds some; drop_norms: as the authors' code, whose loader skips every key with
+    Args: path: what common.weights.read takes. flags: those of this run that must agree with the file's, where it holds
+    some; drop_norms: as the authors' code, whose loader skips every key with
     "norm" in it.
     Raises: ValueError for a checkpoint of another network, naming the flags that differ and the remedy.
     """
-    best = Path(path).expanduser() / "best.pt"
     remedy = "give --weights best.pt of prsnet/pretrain.py with the same flags, or none"
-    found = weights.read(best if best.is_file() else path, "prsnet encoder", remedy)
+    found = weights.read(path, "prsnet encoder", remedy)
     if "mask_block" in found.args:
         check_same(found.source, found.args, flags)
     target = encoder.encoder if isinstance(encoder, MAEFeature) else encoder

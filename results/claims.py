@@ -20,11 +20,11 @@ The paper's numbers are those of its row in experiments.yaml. A baseline is what
 and `histogram.` metrics), else what results/baselines.py recorded for the row. Runs count only with their row's own
 flags, on the data that these name.
 
-The verdict is computed from the runs, never written. With means a and b over seeds, sample deviations s and
-e = sqrt(s_a^2 / n_a + s_b^2 / n_b) (Welch): *holds* where a - b > 2 e, *does not hold* where a - b < -2 e, *cannot be
-told* between them or where a side has fewer than two seeds, *not run* where one has none. Of several differences all
-must be above for the claim to hold, and one below is enough for it not to. Colour histograms and chance depend on the
-data alone and have no error.
+The verdict is computed from the runs, never written. With means a and b over seeds, sample deviations s and e =
+sqrt(s_a^2 / n_a + s_b^2 / n_b) (Welch): *holds* where a - b > 2 e, *does not hold* where a - b < -2 e, *cannot be told*
+between them, where a side has fewer than three seeds or where all runs are equal, *not run* where one has none. Of
+several differences all must be above for the claim to hold, and one below is enough for it not to. Colour histograms
+and chance depend on the data alone and have no error.
 
 What two standard errors are worth at n = 3: with equal spread the difference has about 4 degrees of freedom, with very
 unequal spread 2, so that two methods without any difference pass 2 e in 12 to 18 of 100 comparisons (Student's t), half
@@ -43,7 +43,18 @@ from typing import NamedTuple
 
 from results import schema
 from results.schema import Refused, Result
-from results.tables import Cell, Column, Project, check_keys, column_of, mean_over_seeds, paper_cell, read_yaml, unlike
+from results.tables import (
+    FEWEST,
+    Cell,
+    Column,
+    Project,
+    check_keys,
+    column_of,
+    mean_over_seeds,
+    paper_cell,
+    read_yaml,
+    unlike,
+)
 
 NAME = "claims.yaml"
 KEYS = {"claim", "where", "metric", "rows", "test", "equal", "note", "above"}
@@ -69,7 +80,7 @@ class Side:
 
 
 class Difference(NamedTuple):
-    """a - b in stored units and its standard error, None where a side has fewer than two seeds."""
+    """a - b in stored units and its standard error, None where a side has too few seeds."""
 
     value: float
     error: float | None
@@ -112,7 +123,7 @@ def _variance(side: Side) -> float | None:
     """Of the side's mean, s^2 / n; None where it is unknown."""
     if side.exact:
         return 0.0
-    return None if side.ours.std is None else (side.times * side.ours.std) ** 2 / side.ours.n
+    return None if side.ours.n < FEWEST else (side.times * side.ours.std) ** 2 / side.ours.n
 
 
 def verdict_of(differences: Iterable[Difference | None]) -> str:
@@ -123,7 +134,7 @@ def verdict_of(differences: Iterable[Difference | None]) -> str:
 def _verdict(found: Difference | None) -> str:
     if found is None:
         return MISSING
-    if found.error is None or abs(found.value) <= 2 * found.error:
+    if not found.error or abs(found.value) <= 2 * found.error:
         return OPEN
     return HOLDS if found.value > 0 else FAILS
 

@@ -15,7 +15,7 @@ TITLES = ("What the paper claims, and what comes out here", "Checks of ours: abo
 MEANING = """What a verdict says: in which direction a difference goes on rendered people, with small networks from
 random weights on one core; not what the papers' data sets, networks and ImageNet weights would give, and nothing about
 the size of their numbers. *holds*: our means differ as claimed, by more than two standard errors of the difference;
-*does not hold*: by as much the other way; *cannot be told*: less than that, or fewer than two seeds on a side;
+*does not hold*: by as much the other way; *cannot be told*: less than that, or fewer than three seeds on a side;
 *not run*: a row has no result. Behind a verdict stand the differences, each with the two standard errors that it needs.
 At three seeds two equal methods pass two standard errors in 12 to 18 of 100 comparisons, so that a single verdict is
 weak evidence."""

@@ -26,7 +26,6 @@ from results.schema import Refused, Result
 from results.tables import HERE, Line, Project
 
 ROOT = Path(__file__).resolve().parents[1]
-FEWEST = 3  # seeds that make a spread
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +78,7 @@ def _judged(mine: str, metric: str, run: Result, recorded: list[Result]) -> str:
     values = [r.metrics[metric] for r in alike]
     where = " and ".join(dict.fromkeys(machine(r) for r in alike))
     shown = f"recorded {_number(metric, statistics.fmean(values))}"
-    if len(values) < FEWEST:
+    if len(values) < tables.FEWEST:
         same = (
             "the same number"
             if run.metrics[metric] in values

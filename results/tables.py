@@ -47,6 +47,7 @@ PLAIN = {
 TABLE_KEYS = {"title", "settings", "columns", "lines", "notes", "by_epoch"}
 SWEEP_KEYS = {"title", "x", "metrics", "curves", "notes", "by_epoch"}
 LINE_KEYS = {"name", "year", "settings", "cited", "rows", "source", "note"}
+FEWEST = 3  # seeds that make a spread
 HERE = "made here"  # source of a line with runs of this checkout (results/compare.py)
 
 
@@ -232,7 +233,7 @@ def unlike(a: Result, b: Result) -> str:
 
     def measured(result: Result) -> dict:
         protocol = {key: value for key, value in result.content["protocol"].items() if key != "split"}
-        return {"data folder": result.data, "protocol": protocol, "images": result.people}
+        return {"data folder": result.data, "protocol": protocol, "set of images": result.people}
 
     other = measured(b)
     return next((what for what, value in measured(a).items() if value != other[what]), "")

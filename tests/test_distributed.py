@@ -4,7 +4,11 @@ import json
 import textwrap
 
 import pytest
+import torch
 from conftest import PYTHON, ROOT, TINY, TORCHRUN, script
+from ranks import on_ranks
+
+from common import processes
 
 HEADER = f"""
 import sys
@@ -138,3 +142,16 @@ def test_restarted_job_ends_where_the_quiet_one_does(market_dir, tmp_path):
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads(next((out / "results").rglob("seed0.json")).read_text())["metrics"])
     assert metrics[0] == metrics[1]
+
+
+def gradients_of_a_sum_of_gathered_rows():
+    torch.distributed.init_process_group("gloo")
+    a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    (2 * (processes.gather_rows(a) + processes.gather_rows(b))).sum().backward()
+    return a.grad, b.grad
+
+
+def test_gathered_rows_share_their_gradient_with_others_unharmed():
+    """Autograd hands both the same tensor: summed over the ranks in its place, it would count twice."""
+    for a, b in on_ranks(2, gradients_of_a_sum_of_gathered_rows):
+        assert torch.equal(a, torch.full((2, 3), 4.0)) and torch.equal(b, a)

@@ -152,6 +152,10 @@ def test_what_is_wrong_with_a_mask_is_named(tmp_path):
     )
     write_labels(tmp_path / "lip.png", np.full((90, 50), 19, np.uint8))
     assert "label 19, but atr18 has labels 0..17" in error("atr18", mask=str(tmp_path / "lip.png"))
+    write_labels(tmp_path / "six.png", np.full((90, 50), 5, np.uint8))
+    assert "hold no label above 5 and look like part6: use --mask-format part6" in error(
+        "atr18", mask=str(tmp_path / "six.png")
+    )
     Image.new("RGB", (50, 90)).save(tmp_path / "rgb.png")
     assert "mode P or L, this has RGB" in error(mask=str(tmp_path / "rgb.png"))
     (tmp_path / "cut.png").write_bytes((tmp_path / "seven.png").read_bytes()[:60])

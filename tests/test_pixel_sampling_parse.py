@@ -243,6 +243,14 @@ def test_parse_tool_explains_what_is_missing(tmp_path, make, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tree", ["prcc", "PRCC"])
+def test_masks_of_prcc_go_where_training_looks_for_their_format(tmp_path, tree):
+    (tmp_path / tree / "rgb").mkdir(parents=True)
+    for labels, folder in (("part6", "mask"), ("atr18", "mask_atr18")):
+        found = parse.folders(tmp_path, None, labels)
+        assert found == (tmp_path / tree / "rgb", tmp_path / tree / folder)
+
+
 def test_a_folder_of_links_is_parsed_and_masks_inside_it_are_no_images(tmp_path):
     for name in ("disk/a.jpg", "photos/b.WEBP", "photos/@eaDir/t.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

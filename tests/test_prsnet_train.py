@@ -116,6 +116,8 @@ def test_a_pretraining_of_its_own_ends_with_the_command_that_finds_it(data_dir, 
     assert "custom-" in said and said.startswith("fine-tune from it: python prsnet/train.py")
     args = flags.train_args(said.partition("train.py ")[2].split())
     assert flags.weights_file(args, "market") == best
+    args.weights = str(best.parent)  # a log folder
+    assert flags.weights_file(args, "market") == best
     train.build(args, RUN, 3, "market")
 
 

@@ -425,3 +425,12 @@ def test_the_terminal_shows_the_same_numbers_without_links(root, capsys):
 def test_retrieval_metrics_are_recognised_under_any_prefix():
     assert all(map(schema.is_retrieval, ["mAP", "rank1", "rank20", "mINP", "rerank.mAP", "before.rank1"]))
     assert not any(map(schema.is_retrieval, ["params", "ranking", "mAP_std", "loss"]))
+
+
+def test_seeds_rendered_on_two_machines_are_averaged_although_their_jpegs_differ_by_bytes(root):
+    small = {"data": "market-synthetic-small", "data__rendered": {"size": "small", "seed": 0, "version": 4}}
+    result(root, data__digest="a", **small), result(root, seed=1, data__digest="b", **small)
+    assert tables.load(root, "fake").tables
+    result(root, seed=2, data__digest="b", **{**small, "data__rendered": {"size": "small", "seed": 0, "version": 5}})
+    with pytest.raises(schema.Refused, match="its set of images is not that of"):
+        tables.load(root, "fake")

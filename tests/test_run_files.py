@@ -263,6 +263,19 @@ def test_a_folder_of_generated_poses_counts_by_its_files(tmp_path):
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_a_log_folder_counts_by_its_newest_checkpoint_alone(tmp_path):
+    """Two pre-trainings are two methods, however alike their files look; a lock or a picture beside one is nothing."""
+    for name, byte in (("a", 1), ("same", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint_0060.pt").write_bytes(bytes([byte]) * 1000)
+    (tmp_path / "same" / ".lock").write_text("4711")
+    rows = {
+        name: dapg_train.parse_args(["--stage", "agw", "--weights", str(tmp_path / name)]).row
+        for name in ("a", "same", "other")
+    }
+    assert rows["a"] == rows["same"] != rows["other"]
+
+
 def test_words_and_names_of_rows_are_never_taken_for_files(tmp_path, monkeypatch):
     for name in ("none", "imagenet", "demo"):
         (tmp_path / name).mkdir()

@@ -1,7 +1,9 @@
 """Rows and names of runs, seeds, the log, the result file."""
 
 import json
+import os
 import random
+import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -51,6 +53,24 @@ ALIASES = [
 def test_another_name_of_a_data_set_is_the_same_run(script, words, name, row):
     args = script.parse_args(words)
     assert (args.dataset, args.row) == (name, row)
+
+
+@pytest.mark.parametrize("script", [train, convnext_ap, prsnet], ids=lambda value: value.__name__)
+@pytest.mark.parametrize("name", ["prcc", "sysu", "regdb", "luperson", "prsnet_pretrain"])
+def test_data_sets_with_a_protocol_of_their_own_are_refused_where_the_market_rule_would_measure_them(
+    script, name, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        script.parse_args(["-d", name])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "has another protocol than Market-1501" in said
+    assert said.rstrip().endswith("choose from market, duke, cuhk03, msmt17")
+
+
+def test_a_negative_seed_is_refused_with_its_flag(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--seed", "-1"])
+    assert "argument --seed: -1 is no whole number from 0" in capsys.readouterr().err
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones(capsys):
@@ -165,3 +185,36 @@ def test_known_errors_are_one_sentence_and_status_one(monkeypatch, capsys):
     note = Path(said.rpartition("details: ")[2].rstrip(")\n"))
     assert "Traceback" in note.read_text()
     note.unlink()
+
+
+class Swallows:
+    """Its finalizer ends in a signal; what the handler raises there is printed and forgotten by Python."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        for _ in range(1000):  # the handler runs between two of these
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number, ends", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_comes_during_a_finalizer_ends_the_run_before_its_next_step(tmp_path, number, ends):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run = runtime.start(parser_of_a_project().parse_args(["--logs-dir", str(tmp_path)]), "p")
+        x = torch.ones(1, requires_grad=True)
+        optimizer, scaler = torch.optim.SGD([x], 0.1), runtime.scaler(run)
+        assert runtime.step(run, x.sum(), [optimizer], scaler, "here")
+        swallowed = Swallows(number)
+        del swallowed
+        with pytest.raises(ends):
+            runtime.step(run, x.sum(), [optimizer], scaler, "here")
+        assert x.item() == pytest.approx(0.9)  # no step was taken
+    finally:
+        runtime._asked_to_stop.clear()
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sixth_paper import train
 
-from common import log_folder
+from common import log_folder, transforms
 
 
 def end_of(folder, market_dir, *more):
@@ -33,3 +33,15 @@ def test_the_smallest_project_trains_and_continues_to_the_same_bits(market_dir, 
     torch.manual_seed(99)  # what another process would have drawn meanwhile
     parts = end_of(tmp_path / "parts", market_dir, "--resume")
     assert all(torch.equal(a, b) for a, b in zip(whole.values(), parts.values()))
+
+
+def test_every_step_of_an_epoch_draws_its_own_augmentation(market_dir, tmp_path, monkeypatch):
+    drawn, draw = [], transforms.draw_geometry
+
+    def recorded(shape, generator, *options):
+        drawn.append(generator.get_state())
+        return draw(shape, generator, *options)
+
+    monkeypatch.setattr(transforms, "draw_geometry", recorded)
+    end_of(tmp_path, market_dir)
+    assert len(drawn) > 2 and len({bytes(state.numpy()) for state in drawn}) == len(drawn)
