@@ -82,7 +82,7 @@ def balance_loss(q, labels, memory, tau=0.05, form="logits"):
     Deviation: read literally, x is the difference of two memory rows, constants without a gradient, and the term
         would do nothing. The text speaks of two features "generated in the storage unit prediction" and of a
         consistency loss; "logits" is the consistency term of Dual Cluster Contrastive, which the paper cites,
-        weighted 1/4 there too.
+        weighted 1/4 in an early revision there.
     """
     if form not in BALANCE_FORMS:
         raise ValueError(f"balance loss: {form!r} is none of {', '.join(BALANCE_FORMS)}")
