@@ -82,7 +82,7 @@ def test_rendering_knows_no_torch():
     "words, said",
     [
         ("aff_scl/train.py -d market --data-dir DIR", "market: no "),
-        ("aff_scl/train.py -d sysu --data-dir DIR", "sysu: no "),
+        ("aff_scl/train.py -d msmt17 --data-dir DIR", "msmt17: no "),
         ("prsnet/test.py --weights DIR/none.pt", "no checkpoint DIR/none.pt"),
         ("dapg/test.py --weights DIR", "no checkpoint DIR/checkpoint_*.pt"),
         (
