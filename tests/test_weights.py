@@ -17,6 +17,7 @@ from convnext_ap.model import ConvNeXtAP, load_trunk
 from dapg import trunk
 from pixel_sampling import model as pixel_sampling
 from pixel_sampling import test as pixel_sampling_test
+from prsnet.flags import weights_file
 from prsnet.model import SIZES, Encoder, PRSNet
 from prsnet.reid import load_pretrained
 
@@ -476,7 +477,8 @@ def test_prsnet_starts_from_a_pre_training_a_fine_tuning_and_one_without_project
     save({"state_dict": moved(whole.state_dict())}, tmp_path, "checkpoint_0009.pt")
     torch.nn.init.uniform_(encoder.stages[0][1].norm.weight)
     kept = encoder.stages[0][1].norm.weight.clone()
-    line = load_pretrained(encoder, tmp_path, {}, drop_norms=True)
+    file = weights_file(Namespace(weights=str(tmp_path)), "market")  # of a log folder with both
+    line = load_pretrained(encoder, file, {}, drop_norms=True)
     assert torch.equal(encoder.stages[0][1].norm.weight, kept) and "best.pt" in line and "dropped: stages." in line
     assert torch.equal(encoder.stages[0][0][0].weight, bare.encoder.stages[0][0][0].weight)
 
