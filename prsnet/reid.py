@@ -70,8 +70,7 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
     (mutates encoder).
 
     Args: path: what common.weights.read takes. flags: those of this run that must agree with the file's, where it holds
-    some; drop_norms: as the authors' code, whose loader skips every key with
-    "norm" in it.
+    some; drop_norms: as the authors' code, whose loader skips every key with "norm" in it.
     Raises: ValueError for a checkpoint of another network, naming the flags that differ and the remedy.
     """
     remedy = "give --weights best.pt of prsnet/pretrain.py with the same flags, or none"
