@@ -229,9 +229,9 @@ def step(run: Run, loss: torch.Tensor, optimizers: list, grad_scaler: torch.amp.
     before the step, so that a GPU never runs dry for it. Under fp16 a step whose loss or gradients overflow changes
     no weight, lowers the scale and is counted (run.skipped); a loop moves memories and queues by its batch only where
     the loss was finite. Hooks of an optimiser see gradients without the scale.
-    Raises: SystemExit or KeyboardInterrupt after a signal that asked for it.
-    Raises: ValueError on every rank, with `where` and the learning rate: without fp16 for a loss that is not finite,
-        before any parameter changes; under fp16 after TRIES steps in a row that were left out.
+    Raises: SystemExit or KeyboardInterrupt after a signal that asked for it; ValueError on every rank, with `where` and
+        the learning rate: without fp16 for a loss that is not finite, before any parameter changes; under fp16 after
+        TRIES steps in a row that were left out.
     """
     _stop_if_asked()
     state = torch.isfinite(loss.detach()).to(torch.float32).reshape(1)

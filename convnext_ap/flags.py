@@ -142,7 +142,7 @@ def figures_args(argv: list[str] | None = None) -> Namespace:
     add("-n", type=int, default=4, help="number of images or queries")
     add("--epochs", type=int, nargs="+", default=[50, 120], help="lr: lengths of training")
     flags.add_size(add, note=", of erasing")
-    add("--seed", type=int, default=0, help="which images or queries")
+    add("--seed", type=flags.seed, default=0, help="which images or queries")
     add_data_flags(parser)
     flags.add_test_flags(parser)
     args = flags.parse_test(parser, argv)

@@ -134,7 +134,7 @@ def figures_args(argv: list[str] | None = None) -> Namespace:
         help="figure 4: images of known people (their class) or test images (the predicted class)",
     )
     flags.choice(add, "--cam", "neck raw", "figure 4: class score with the neck at every place, or the classifier row")
-    add("--seed", type=int, default=0, help="which images are drawn")
+    add("--seed", type=flags.seed, default=0, help="which images are drawn")
     add("--out", default="figures", help="folder for the pictures")
     add_data_flags(parser)
     flags.add_test_flags(parser)

@@ -291,7 +291,7 @@ def test_args(argv: list[str] | None = None) -> Namespace:
         type=flags.market_rule,
         help="market, cuhk03, duke, msmt17 (default: that of the training; market)",
     )
-    add("--seed", type=int, default=0, help="of the masks and the choice of queries")
+    add("--seed", type=flags.seed, default=0, help="of the masks and the choice of queries")
     add("-b", "--batch-size", type=int, default=128)
     return flags.parse_test(parser, argv)
 
