@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))  # repository root first
 
 import numpy as np
 import pytest
+from miniature import plant
 from PIL import Image
 
 from tests import family
@@ -53,6 +54,12 @@ def write_market_and_duke(root: Path) -> Path:
 def market_dir(tmp_path_factory) -> Path:
     """A --data-dir with the miniature Market-1501."""
     return write_market(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture()
+def root(tmp_path) -> Path:
+    """A miniature repository: one project, no results yet."""
+    return plant(tmp_path)
 
 
 TINY = (

@@ -4,27 +4,27 @@ import json
 import math
 
 import pytest
+from miniature import result
 
 from results import claims, curves, page, render, tables
 from results.claims import FAILS, HOLDS, MISSING, OPEN, Side
 from results.tables import Cell
-from tests.test_results import result, root  # noqa: F401 the miniature repository
 from tests.test_results_page import Reader, numbers
 
 ROWS = "rows: {table2/market: table2/market, extra: 0.7}"
 CLAIM = f"high: {{claim: A is above B., where: Table 2, metric: mAP, {ROWS}}}"
 
 
-def write(root, text=CLAIM):  # noqa: F811
+def write(root, text=CLAIM):
     (root / "fake" / "claims.yaml").write_text(text)
 
 
-def runs(root, row, values, **changes):  # noqa: F811
+def runs(root, row, values, **changes):
     for seed, value in enumerate(values):
         result(root, row=row, seed=seed, metrics={"mAP": value, "rank1": 0.9}, **changes)
 
 
-def found(root, name=None):  # noqa: F811
+def found(root, name=None):
     """The only claim, or that of the name."""
     listed = claims.load(root, tables.load(root, "fake"))
     return next(claim for claim in listed if name in (None, claim.name))
@@ -77,7 +77,7 @@ def test_a_factor_multiplies_the_mean_and_its_error_and_an_exact_baseline_has_no
 # -------------------------------------------------------------------------------------------------- from files to pages
 
 
-def test_a_claim_is_computed_from_the_files_of_its_rows(root):  # noqa: F811
+def test_a_claim_is_computed_from_the_files_of_its_rows(root):
     write(root)
     assert found(root).verdict == MISSING
     runs(root, "table2/market", [0.80, 0.82, 0.84])
@@ -95,7 +95,7 @@ def test_a_claim_is_computed_from_the_files_of_its_rows(root):  # noqa: F811
     assert found(root).verdict == FAILS
 
 
-def test_an_order_compares_neighbours_and_best_the_first_with_all(root):  # noqa: F811
+def test_an_order_compares_neighbours_and_best_the_first_with_all(root):
     rows = "rows: {table2/market: , extra: , table2/duke: }"
     write(root, "\n".join(f"{t}: {{claim: c, where: w, metric: mAP, {rows}, test: {t}}}" for t in ("order", "best")))
     runs(root, "table2/market", [0.80, 0.81, 0.82])
@@ -104,7 +104,7 @@ def test_an_order_compares_neighbours_and_best_the_first_with_all(root):  # noqa
     assert found(root, "best").verdict == HOLDS and found(root, "order").verdict == FAILS
 
 
-def test_runs_with_other_flags_or_of_another_size_say_nothing(root):  # noqa: F811
+def test_runs_with_other_flags_or_of_another_size_say_nothing(root):
     write(root)
     runs(root, "table2/market", [0.80, 0.82], args__lr=0.3)
     runs(root, "extra", [0.70, 0.72])
@@ -113,12 +113,12 @@ def test_runs_with_other_flags_or_of_another_size_say_nothing(root):  # noqa: F8
     assert found(root).verdict == MISSING
 
 
-def test_the_papers_numbers_come_from_its_rows(root):  # noqa: F811
+def test_the_papers_numbers_come_from_its_rows(root):
     write(root)
     assert [s.paper.value for s in found(root).sides] == [0.788, 0.7]
 
 
-def test_the_untrained_network_and_histograms_of_the_same_results_are_baselines(root):  # noqa: F811
+def test_the_untrained_network_and_histograms_of_the_same_results_are_baselines(root):
     write(root, "x: {claim: It learns., metric: mAP, rows: {extra: }, above: {untrained: 1, histogram: 1}}")
     for seed, (value, before) in enumerate(((0.48, 0.10), (0.51, 0.13), (0.54, 0.16))):
         result(root, row="extra", seed=seed, metrics={"mAP": value, "before.mAP": before, "histogram.mAP": 0.45})
@@ -130,7 +130,7 @@ def test_the_untrained_network_and_histograms_of_the_same_results_are_baselines(
     assert claims.count([claim])[HOLDS] == 1
 
 
-def record_baseline(root, row, metrics, **changes):  # noqa: F811
+def record_baseline(root, row, metrics, **changes):
     """A file as results/baselines.py writes them."""
     path = result(root, row=row, **changes)
     content = json.loads(path.read_text()) | {"metrics": metrics, "epoch": None}
@@ -140,7 +140,7 @@ def record_baseline(root, row, metrics, **changes):  # noqa: F811
     path.unlink()
 
 
-def test_recorded_baselines_serve_rows_whose_results_hold_none(root, capsys):  # noqa: F811
+def test_recorded_baselines_serve_rows_whose_results_hold_none(root, capsys):
     write(root, "x: {claim: It learns., metric: rank1, rows: {extra: }, above: {chance: 4}}")
     record_baseline(root, "extra", {"chance.rank1": 0.02})
     assert found(root).verdict == MISSING
@@ -159,7 +159,7 @@ def test_recorded_baselines_serve_rows_whose_results_hold_none(root, capsys):  #
     assert "measured on other data than the runs of fake/extra" in capsys.readouterr().err
 
 
-def test_another_row_of_ours_may_be_what_a_row_is_above(root):  # noqa: F811
+def test_another_row_of_ours_may_be_what_a_row_is_above(root):
     write(root, "x: {claim: c, metric: mAP, rows: {table2/market: }, above: {extra: 1}}")
     runs(root, "table2/market", [0.80, 0.82, 0.84])
     runs(root, "extra", [0.70, 0.72, 0.74])
@@ -189,7 +189,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("message", FAULTS)
-def test_a_faulty_claim_is_refused_in_one_sentence(root, capsys, message):  # noqa: F811
+def test_a_faulty_claim_is_refused_in_one_sentence(root, capsys, message):
     result(root, row="extra")
     write(root, f"first: {FAULTS[message]}")
     assert render.main(["--record"], root) == 1
@@ -206,7 +206,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_runs_that_differ_in_what_a_claim_holds_equal_are_not_compared(root, capsys, what):  # noqa: F811
+def test_runs_that_differ_in_what_a_claim_holds_equal_are_not_compared(root, capsys, what):
     write(root, CLAIM.replace("{claim", "{equal: [epoch, workers], claim", 1))
     runs(root, "table2/market", [0.8]), runs(root, "extra", [0.7])
     assert render.main(["--record"], root) == 0
@@ -216,14 +216,14 @@ def test_runs_that_differ_in_what_a_claim_holds_equal_are_not_compared(root, cap
     assert f"whose {what} is not that of" in capsys.readouterr().err
 
 
-def test_a_flag_that_no_result_records_cannot_be_equal(root, capsys):  # noqa: F811
+def test_a_flag_that_no_result_records_cannot_be_equal(root, capsys):
     write(root, CLAIM.replace("{claim", "{equal: [step], claim", 1))
     runs(root, "table2/market", [0.8]), runs(root, "extra", [0.7])
     assert render.main(["--record"], root) == 1
     assert "'step' is neither epoch nor a flag" in capsys.readouterr().err
 
 
-def test_claims_open_the_readmes_and_the_page_and_are_counted(root):  # noqa: F811
+def test_claims_open_the_readmes_and_the_page_and_are_counted(root):
     (root / "fake" / "README.md").write_text(
         "# Fake\n\n<!-- results -->\n<!-- /results -->\n\n<!-- results claims -->\n<!-- /results -->\n"
     )
@@ -252,7 +252,7 @@ def test_claims_open_the_readmes_and_the_page_and_are_counted(root):  # noqa: F8
     assert "What a verdict says" in listing and "What a verdict says" in text
 
 
-def test_the_smallest_number_of_seeds_is_said_and_one_seed_shows_the_sign(root, capsys):  # noqa: F811
+def test_the_smallest_number_of_seeds_is_said_and_one_seed_shows_the_sign(root, capsys):
     write(root)
     runs(root, "table2/market", [0.80, 0.82, 0.84]), runs(root, "extra", [0.70])
     assert render.main(["--record"], root) == 0
@@ -260,7 +260,7 @@ def test_the_smallest_number_of_seeds_is_said_and_one_seed_shows_the_sign(root, 
     assert "extra 70.0 (n=1)] cannot be told at n=1: +12.0" in capsys.readouterr().out
 
 
-def test_without_claims_the_pages_say_nothing_of_them(root):  # noqa: F811
+def test_without_claims_the_pages_say_nothing_of_them(root):
     assert render.main(["--record"], root) == 0
     assert "Claims of the papers" not in (root / "results" / "README.md").read_text()
     assert "What a verdict says" not in (root / "results" / page.NAME).read_text()
@@ -274,7 +274,7 @@ def log(path, values):
     path.with_suffix(".log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_table_draws_its_rows_over_the_epochs_in_the_place_of_their_own_pictures(root):  # noqa: F811
+def test_a_table_draws_its_rows_over_the_epochs_in_the_place_of_their_own_pictures(root):
     layout = root / "fake" / "tables.yaml"
     layout.write_text(
         layout.read_text().replace("  title: Unsupervised\n", "  title: Unsupervised\n  by_epoch: [mAP]\n")
@@ -293,5 +293,5 @@ def test_a_table_draws_its_rows_over_the_epochs_in_the_place_of_their_own_pictur
     assert text.count('class="band"') == 1 and "<summary>table2/market" not in text and "<summary>demo" in text
 
 
-def tables_panels(root):  # noqa: F811
+def tables_panels(root):
     return curves.epoch_panels(next(t for t in tables.load(root, "fake").tables if t.id == "table2"), "")

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
-from test_results import result, root  # noqa: F401 the miniature repository
+from miniature import result
 
 from aff_scl import train
 from common import flags, runtime
@@ -17,7 +17,7 @@ from results import compare, curves, render, reproduce, schema, tables
 ENV = {"cpu": "Xeon", "threads": 2, "gpu": None, "world_size": 1}
 
 
-def made_here(root, **changes):  # noqa: F811
+def made_here(root, **changes):
     """A correct result file under runs/, except for `changes`."""
     path = result(root / "elsewhere", **changes)
     place = root / flags.RUNS / path.relative_to(root / "elsewhere" / "results")
@@ -25,12 +25,12 @@ def made_here(root, **changes):  # noqa: F811
     return path.rename(place)
 
 
-def recorded(root, *values, **changes):  # noqa: F811
+def recorded(root, *values, **changes):
     for seed, value in enumerate(values):
         result(root, seed=seed, metrics={"mAP": value, "rank1": 0.9}, env=ENV, **changes)
 
 
-def said(root, capsys, *words):  # noqa: F811
+def said(root, capsys, *words):
     capsys.readouterr()
     assert compare.main([*words], root) == 0
     return capsys.readouterr().out
@@ -39,7 +39,7 @@ def said(root, capsys, *words):  # noqa: F811
 # ----------------------------------------------------------------------------------------------------------- the tables
 
 
-def test_a_run_made_here_stands_beside_the_recorded_mean_and_in_none(root, capsys):  # noqa: F811
+def test_a_run_made_here_stands_beside_the_recorded_mean_and_in_none(root, capsys):
     recorded(root, 0.79, 0.80)
     made_here(root, seed=2, metrics={"mAP": 0.5, "rank1": 0.4})
     assert render.main(["fake"], root) == 0
@@ -53,14 +53,14 @@ def test_a_run_made_here_stands_beside_the_recorded_mean_and_in_none(root, capsy
     assert [link for link in links if not (root / flags.RUNS / link).exists()] == []
 
 
-def test_runs_on_rendered_people_stand_below_the_recorded_of_their_size(root, capsys):  # noqa: F811
+def test_runs_on_rendered_people_stand_below_the_recorded_of_their_size(root, capsys):
     made_here(root, data="market-synthetic-small", metrics={"mAP": 0.5, "rank1": 0.4})
     assert render.main(["fake"], root) == 0
     real, small = capsys.readouterr().out.split("synthetic small, not the real data set", 1)
     assert re.search(r"^Ours, made here +50\.0 \(n=1\) ", small, re.MULTILINE) and "Ours, made here" not in real
 
 
-def test_a_sweep_draws_runs_made_here_as_a_curve_of_their_own(root):  # noqa: F811
+def test_a_sweep_draws_runs_made_here_as_a_curve_of_their_own(root):
     recorded(root, 0.79)
     made_here(root, seed=0, metrics={"mAP": 0.5, "rank1": 0.4})
     table = compare.beside(root, tables.load(root, "fake"), root / flags.RUNS).tables[-1]
@@ -69,7 +69,7 @@ def test_a_sweep_draws_runs_made_here_as_a_curve_of_their_own(root):  # noqa: F8
     assert drawn == {"Market-1501": ([0.65], [79.0]), "Market-1501, made here": ([0.65], [50.0])}
 
 
-def test_the_page_shows_the_log_of_a_run_beside_those_of_the_recorded_seeds(root):  # noqa: F811
+def test_the_page_shows_the_log_of_a_run_beside_those_of_the_recorded_seeds(root):
     for path in (result(root), made_here(root)):
         path.with_suffix(".log.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n{"epoch": 2, "loss": 1.5}\n')
     assert render.main([], root) == 0
@@ -77,7 +77,7 @@ def test_the_page_shows_the_log_of_a_run_beside_those_of_the_recorded_seeds(root
     assert "<span>seed 0</span>" in text and "<span>seed 0, made here</span>" in text
 
 
-def test_pages_of_recorded_results_know_nothing_of_runs_made_here(root):  # noqa: F811
+def test_pages_of_recorded_results_know_nothing_of_runs_made_here(root):
     recorded(root, 0.79)
     assert render.main(["--record"], root) == 0
     made_here(root, seed=1)
@@ -86,7 +86,7 @@ def test_pages_of_recorded_results_know_nothing_of_runs_made_here(root):  # noqa
     assert "made here" not in (root / "results" / "README.md").read_text() + (root / "results/index.html").read_text()
 
 
-def test_the_recorded_results_are_nobodys_own(root, capsys):  # noqa: F811
+def test_the_recorded_results_are_nobodys_own(root, capsys):
     assert render.main(["--results-dir", str(root / "results")], root) == 1
     assert "--record" in capsys.readouterr().err and not (root / "results" / "index.html").exists()
 
@@ -117,7 +117,7 @@ def test_after_a_training_and_all_that_shows_it_git_sees_no_change(market_dir, t
 # --------------------------------------------------------------------------------------------------------- the sentence
 
 
-def test_a_run_within_the_spread_is_told_with_seeds_and_machines(root, capsys):  # noqa: F811
+def test_a_run_within_the_spread_is_told_with_seeds_and_machines(root, capsys):
     recorded(root, 0.78, 0.79, 0.80)
     made_here(root, seed=0, metrics={"mAP": 0.81}, env=ENV | {"threads": 1})
     assert said(root, capsys, "fake/table2/market") == (
@@ -127,7 +127,7 @@ def test_a_run_within_the_spread_is_told_with_seeds_and_machines(root, capsys): 
     )
 
 
-def test_a_run_outside_the_spread_is_no_failure_and_says_what_to_look_for(root, capsys):  # noqa: F811
+def test_a_run_outside_the_spread_is_no_failure_and_says_what_to_look_for(root, capsys):
     recorded(root, 0.78, 0.79, 0.80)
     made_here(root, metrics={"mAP": 0.73})
     (line,) = said(root, capsys).splitlines()
@@ -136,13 +136,13 @@ def test_a_run_outside_the_spread_is_no_failure_and_says_what_to_look_for(root, 
 
 
 @pytest.mark.parametrize("values, told", [([0.78], "no spread from 1 seed"), ([0.78, 0.8], "no spread from 2 seeds")])
-def test_one_or_two_recorded_seeds_are_no_spread(root, capsys, values, told):  # noqa: F811
+def test_one_or_two_recorded_seeds_are_no_spread(root, capsys, values, told):
     recorded(root, *values)
     made_here(root, metrics={"mAP": 0.1})
     assert said(root, capsys).endswith(f"{told}\n")
 
 
-def test_what_cannot_be_compared_is_told(root, capsys):  # noqa: F811
+def test_what_cannot_be_compared_is_told(root, capsys):
     made_here(root)
     assert said(root, capsys).endswith("nothing is recorded for it\n")
     recorded(root, 0.78, 0.79, 0.80, args__lr=0.3)
@@ -153,7 +153,7 @@ def test_what_cannot_be_compared_is_told(root, capsys):  # noqa: F811
     assert compare.main(["fake/nothing"], root) == 1
 
 
-def test_rendered_people_are_compared_by_their_renderer_not_by_their_bytes(root, capsys):  # noqa: F811
+def test_rendered_people_are_compared_by_their_renderer_not_by_their_bytes(root, capsys):
     small = {"data": "market-synthetic-small"}
     recorded(root, 0.5, 0.5, 0.5, data__rendered={"version": 4}, data__digest="a", **small)
     made_here(root, metrics={"mAP": 0.5}, data__rendered={"version": 4}, data__digest="b", **small)

@@ -8,11 +8,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
+from miniature import result
 from PIL import Image
 
 from common.visualize import Curve
 from results import page, render, schema, svg, tables
-from tests.test_results import result, root  # noqa: F401 the miniature repository
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -52,7 +52,7 @@ def real():
     return (ROOT / "results" / page.NAME).read_text(encoding="utf-8")
 
 
-def show(root):  # noqa: F811
+def show(root):
     assert render.main(["--record"], root) == 0
     return (root / "results" / page.NAME).read_text(encoding="utf-8")
 
@@ -124,7 +124,7 @@ def test_dark_light_narrow_and_print_are_styled(real):
 # ------------------------------------------------------------------------------------------------- a page of our making
 
 
-def test_a_number_leads_to_its_file_and_shows_its_command(root):  # noqa: F811
+def test_a_number_leads_to_its_file_and_shows_its_command(root):
     result(root, command='python fake/train.py --row "table2/market" --note <b>')
     reader = Reader(show(root))
     (link,) = [a for a in reader.all("a") if a["href"] == "fake/market/table2/market/seed0.json" and "title" in a][:1]
@@ -133,7 +133,7 @@ def test_a_number_leads_to_its_file_and_shows_its_command(root):  # noqa: F811
     assert reader.words.count(link["title"]) >= 1  # listed below the table too
 
 
-def test_synthetic_numbers_stand_in_lines_of_their_own_without_a_difference(root):  # noqa: F811
+def test_synthetic_numbers_stand_in_lines_of_their_own_without_a_difference(root):
     result(root, data="market-synthetic-small", metrics={"mAP": 0.4321, "rank1": 0.5}, args__lr=0.3)
     text = show(root)
     line = re.search(r'<tr class="synthetic">.*?</tr>', text)[0]
@@ -142,7 +142,7 @@ def test_synthetic_numbers_stand_in_lines_of_their_own_without_a_difference(root
     assert 'class="difference"' not in text and "--lr 0.3 (row: 0.1)" in text
 
 
-def test_texts_are_escaped(root):  # noqa: F811
+def test_texts_are_escaped(root):
     layout = (root / "fake" / "tables.yaml").read_text()
     layout = layout.replace("two columns are swapped in the paper", '"<script>alert(1)</script> & `a<b`"')
     (root / "fake" / "tables.yaml").write_text(layout.replace("title: Unsupervised", 'title: "A < B & C"'))
@@ -153,7 +153,7 @@ def test_texts_are_escaped(root):  # noqa: F811
     assert "Table 2. A < B & C" in reader.words and "Fake <i>" in reader.words
 
 
-def test_logs_sweeps_and_ranks_become_curves_that_parse(root):  # noqa: F811
+def test_logs_sweeps_and_ranks_become_curves_that_parse(root):
     ranks = {"mAP": 0.79, "rank1": 0.9, "rank5": 0.95, "rank10": 0.97, "before.rank1": 0.1}
     path = result(root, metrics=ranks)
     result(root, row="extra")
@@ -170,7 +170,7 @@ def test_logs_sweeps_and_ranks_become_curves_that_parse(root):  # noqa: F811
     assert text.count("Training curves") == 2 and 'fake-cmc"' in text
 
 
-def test_rank_curves_are_means_over_the_seeds_of_a_row(root):  # noqa: F811
+def test_rank_curves_are_means_over_the_seeds_of_a_row(root):
     for seed, first in enumerate((0.5, 0.7)):
         result(root, seed=seed, metrics={"mAP": 0.5, "rank1": first, "rank5": 0.8, "rank10": 0.9})
     loaded = tables.load(root, "fake")
@@ -197,7 +197,7 @@ def test_a_curve_of_one_value_or_an_odd_range_has_finite_places(values):
     assert "nan" not in text and "inf" not in text and ElementTree.fromstring(text) is not None
 
 
-def test_pictures_of_a_project_are_shown_with_the_readmes_caption(root):  # noqa: F811
+def test_pictures_of_a_project_are_shown_with_the_readmes_caption(root):
     figures = root / "results" / "figures"
     figures.mkdir()
     Image.effect_noise((2400, 1600), 90).convert("RGB").save(figures / "fake-rank_list.png")
@@ -212,7 +212,7 @@ def test_pictures_of_a_project_are_shown_with_the_readmes_caption(root):  # noqa
     assert len(text) < 3_000_000
 
 
-def test_the_check_covers_the_page_but_not_the_bytes_of_pictures(root, capsys):  # noqa: F811
+def test_the_check_covers_the_page_but_not_the_bytes_of_pictures(root, capsys):
     figures = root / "results" / "figures"
     figures.mkdir()
     Image.new("RGB", (60, 40), "red").save(figures / "fake-a.png")
@@ -228,7 +228,7 @@ def test_the_check_covers_the_page_but_not_the_bytes_of_pictures(root, capsys): 
     assert render.main(["--check"], root) == 1  # another picture
 
 
-def test_a_mean_leads_to_the_folder_of_its_files(root):  # noqa: F811
+def test_a_mean_leads_to_the_folder_of_its_files(root):
     for seed in (0, 1):
         result(root, seed=seed, metrics={"mAP": 0.79 + seed / 100, "rank1": 0.9})
     text = show(root)
