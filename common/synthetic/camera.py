@@ -62,7 +62,7 @@ def look(
     source: Camera,
     track: np.random.Generator,
     frame: np.random.Generator,
-    index: int,
+    index: float,
     height: int,
     width: int,
     jitter: float = 1.0,

@@ -28,6 +28,7 @@ LUPERSON = {
 CITIES = ("us/nyc", "uk/ldn", "jp/tyo", "br/rio", "in/del", "fr/par")
 SPLITS = 10
 BURST = layouts.BURST
+PARALLAX, LATER = 0.5, 2.5  # RegDB's thermal camera: radians beside the visible one, frames behind it
 
 
 def register() -> None:
@@ -78,8 +79,10 @@ def sysu(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str
 def regdb(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, str]]:
     """RegDB: Visible/1/v_00001_1.bmp, Thermal/1/t_00001_1.bmp and ten splits into halves under idx/.
 
-    The real pairs are taken at once. Here each modality is a walk of its own before a background of its own: pose and
-    place would otherwise tell who it is without a look at the person.
+    As in the real set, both cameras film the same walks, so that a pair shares posture and side. They stand PARALLAX
+    apart and keep moments of a walk that lie LATER frames apart, each before a background of its own: unlearnt
+    histograms of oriented gradients find 16 of 100 queries among the 180 people of `medium`; of the real set, 13 among
+    206 are published. Where both stood in one place and filmed at once, they would find nearly all.
     """
     people, count = REGDB[size]
     names = {
@@ -123,13 +126,14 @@ def plan(name: str, size: str, seed: int) -> tuple[list[Item], dict[str, str]]:
 
 
 def eye(name: str, key: int, seed: int) -> Camera:
-    """Camera `key`; SYSU's infrared camera 3 stands in the room of camera 2, RegDB's two see people from one side."""
+    """Camera `key`; SYSU's infrared camera 3 stands in the room of camera 2, RegDB's two stand side by side."""
     camera = layouts.source(seed, CODES[name], key)
     if name == "sysu" and key == 2:
         return camera._replace(scenes=layouts.source(seed, CODES[name], 1).scenes)
     if name == "regdb" and key == 1:
         visible = layouts.source(seed, CODES[name], 0)
-        return camera._replace(directions=visible.directions, pitch=visible.pitch)
+        directions = tuple(yaw + PARALLAX for yaw in visible.directions)
+        return camera._replace(directions=directions, pitch=visible.pitch)
     return camera
 
 
@@ -138,10 +142,13 @@ def draw(name: str, item: Item, seed: int) -> render.Rendered:
     code, camera = CODES[name], eye(name, item.source, seed)
     identity, outfit = layouts.somebody(seed, code, item.person)
     walk = (seed, code, 5, item.person, item.source, item.walk)
-    track, frame = generator(*walk), generator(*walk, item.frame + 1)
+    frame, moment = generator(*walk, item.frame + 1), item.frame
+    if (name, item.source) == ("regdb", 1):
+        walk, moment = (seed, code, 5, item.person, 0, item.walk), item.frame + LATER
+    track = generator(*walk)
     height = int(frame.integers(150, 300)) if name != "regdb" else 128
     width = int(height * frame.uniform(0.38, 0.48)) if name != "regdb" else 64
-    view = look(camera, track, frame, item.frame, height, width)
+    view = look(camera, track, frame, moment, height, width)
     folder = PurePosixPath(item.path).parts[0]
     infrared = folder in ("cam3", "cam6", "Thermal")
     picture = render.person(identity, outfit, view, camera, frame, companions=infrared)
