@@ -60,6 +60,29 @@ def checkpoint(path: str | Path) -> Path:
     return file
 
 
+def of_row(project: str, row: str, name: str, logs_dir: str | Path, synthetic: str | None, seed: int = 0) -> Path:
+    """The file `name` that a finished row of a project left in its log folder, on any data set of this kind and size.
+
+    `synthetic`: the size of rendered people, None for real ones. Raises: FileNotFoundError naming the row to run first;
+    ValueError if two data sets have one.
+    """
+    ending = f"-synthetic-{synthetic}" if synthetic else ""
+    found = [
+        path
+        for path in sorted(Path(logs_dir).glob(f"{project}/*/{row}/seed{seed}/{name}"))
+        if path.relative_to(logs_dir).parts[1].partition("-synthetic-")[2] == ending.rpartition("-")[2]
+    ]
+    if not found:
+        size = f" --synthetic {synthetic}" if synthetic else ""
+        raise FileNotFoundError(
+            f"row {row} has left no {name} under {logs_dir}/{project}; run it first: "
+            f"python {project}/train.py --row {row}{size}"
+        )
+    if len(found) > 1:
+        raise ValueError(f"row {row} has several {name}: {', '.join(map(str, found))}; give one as a path")
+    return found[0]
+
+
 def epoch_of(path: Path) -> int:
     """The epoch in the name of one of the files of `listed`."""
     return int(OWN.fullmatch(path.name)[1])

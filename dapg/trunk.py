@@ -29,7 +29,9 @@ def resnet(name: str = "resnet50") -> nn.Sequential:
 def load(source: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:
     """The trunk that --weights names, and the line printed that says what was taken: what common.weights.read takes,
     or row:NAME, the trunk that this pre-training row exported on data of the same kind. None for "none"."""
-    path = row_file(source[4:], "trunk.pt", logs_dir, synthetic) if source.startswith("row:") else source
+    path = source
+    if source.startswith("row:"):
+        path = runfiles.of_row("dapg", source[4:], "trunk.pt", logs_dir, synthetic)
     found = weights.read(path, backbone, REMEDY, rename=of_two_streams)
     if found is None:
         return None
@@ -43,27 +45,6 @@ def of_two_streams(name: str) -> str:
     """Names of AGW's visible stem and shared layers as in a ResNet; others as they are."""
     name = re.sub(r"(^|\.)visible\.([01])\.", lambda found: f"{found[1]}{('conv1', 'bn1')[int(found[2])]}.", name)
     return re.sub(r"(^|\.)layers\.([0-3])\.", lambda found: f"{found[1]}layer{int(found[2]) + 1}.", name)
-
-
-def row_file(row: str, name: str, logs_dir: str, synthetic: str | None, seed: int = 0) -> Path:
-    """The file `name` that a finished row left in its log folder, on any data set of the same kind and size.
-
-    Raises: FileNotFoundError naming the row to run first; ValueError if two data sets have one.
-    """
-    ending = f"-synthetic-{synthetic}" if synthetic else ""
-    found = [
-        path
-        for path in sorted(Path(logs_dir).glob(f"dapg/*/{row}/seed{seed}/{name}"))
-        if path.relative_to(logs_dir).parts[1].partition("-synthetic-")[2] == ending.rpartition("-")[2]
-    ]
-    if not found:
-        size = f" --synthetic {synthetic}" if synthetic else ""
-        raise FileNotFoundError(
-            f"row {row} has left no {name} under {logs_dir}/dapg; run it first: python dapg/train.py --row {row}{size}"
-        )
-    if len(found) > 1:
-        raise ValueError(f"row {row} has several {name}: {', '.join(map(str, found))}; give one as a path")
-    return found[0]
 
 
 def export(path: Path, trunk: nn.Module, meta: dict) -> None:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common import batchnorm, datasets, images, inputs, log_folder, processes, runtime, samplers, transforms
+from common import batchnorm, datasets, images, inputs, log_folder, processes, runfiles, runtime, samplers, transforms
 from common.epoch import Epoch
 from pixel_sampling import losses, model, sampling
 from pixel_sampling.evaluate import evaluate, keep_best, possible_protocols, show
@@ -36,6 +36,18 @@ def needs_masks(args) -> bool:
     return args.ps_mode != "off" or args.arch in ("head", "head_body")
 
 
+def initial_weights(args) -> str:
+    """What --weights names, for row:NAME the last checkpoint of that row with seed 0 on data of the same kind.
+
+    Raises: FileNotFoundError naming the row to run first.
+    """
+    if not args.weights.startswith("row:"):
+        return args.weights
+    row = args.weights[4:]
+    last = f"checkpoint_{parse_args(['--row', row]).epochs:04d}.pt"
+    return str(runfiles.of_row("pixel_sampling", row, last, args.logs_dir, args.synthetic))
+
+
 def build(args, run, num_classes):
     """Network on the device, with BatchNorm over the global batch; SGD over everything that is trained; the schedule
     of the epochs. Raises: ValueError for processes that do not divide the identities of a batch."""
@@ -44,7 +56,7 @@ def build(args, run, num_classes):
             f"{run.world_size} processes must divide the {args.batch_size // args.num_instances} identities of a batch"
         )
     with processes.rank_zero_first(run):
-        network = model.build(args.arch, num_classes, args.backbone, args.weights)
+        network = model.build(args.arch, num_classes, args.backbone, initial_weights(args))
     network = batchnorm.over_groups(network, run.world_size).to(run.device, memory_format=torch.channels_last)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common import runfiles
 from dapg import model, trunk
 from dapg.downstream import agw
 from dapg.poses import pngan
@@ -74,10 +75,10 @@ def test_exported_trunks_and_rows_are_found_by_kind(tmp_path):
         folder.mkdir(parents=True)
         trunk.export(folder / "trunk.pt", net, {"stage": "robust", "images": 3})
     for synthetic, place in ((None, "luperson"), ("small", "luperson-synthetic-small")):
-        assert trunk.row_file("robust/dapg", "trunk.pt", tmp_path, synthetic).parts[-5:-3] == (place, "robust")
+        assert runfiles.of_row("dapg", "robust/dapg", "trunk.pt", tmp_path, synthetic).parts[-5:-3] == (place, "robust")
         assert trunk.load("row:robust/dapg", "resnet18", str(tmp_path), synthetic).keys() == net.state_dict().keys()
     with pytest.raises(FileNotFoundError, match="--row align/dapg --synthetic full"):
-        trunk.row_file("align/dapg", "trunk.pt", tmp_path, "full")
+        runfiles.of_row("dapg", "align/dapg", "trunk.pt", tmp_path, "full")
 
 
 def test_schedules():

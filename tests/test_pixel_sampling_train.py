@@ -257,6 +257,23 @@ def test_flags_that_do_not_fit_are_named(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_network_starts_from_the_last_checkpoint_of_a_finished_row_alone(tmp_path):
+    flags = ["--row", "cpu/table3/pcb", "--logs-dir", str(tmp_path)]
+    args = train.parse_args(flags)
+    assert args.weights == "row:cpu/table2/bot" and args.row == "cpu/table3/pcb"
+    folder = tmp_path / "pixel_sampling" / "prcc-synthetic-medium" / "cpu/table2/bot" / "seed0"
+    folder.mkdir(parents=True)
+    checkpoints.write(folder, 14, {"state_dict": {}})  # of 15 epochs
+    with pytest.raises(FileNotFoundError, match="run it first: python pixel_sampling/train.py --row cpu/table2/bot"):
+        train.initial_weights(args)
+    donor = model.build("bot", 5, "resnet18")
+    path = checkpoints.write(folder, 15, {"state_dict": donor.state_dict()})
+    assert train.initial_weights(args) == str(path)
+    network = model.build("pcb", 7, "resnet18", train.initial_weights(args))
+    assert torch.equal(network.backbone.layer4[1].conv2.weight, donor.backbone.layer4[1].conv2.weight)
+    assert train.initial_weights(train.parse_args(["--weights", "none"])) == "none"
+
+
 def copied(data_dir, tmp_path):
     shutil.copytree(data_dir / "prcc", tmp_path / "data/prcc", ignore=shutil.ignore_patterns(".reid_cache"))
     return tmp_path / "data"

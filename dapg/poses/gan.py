@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from common import checkpoints, images, inputs, log_folder, processes, runfiles, runtime, transforms, visualize
 from common.epoch import Epoch
-from dapg import trunk
 from dapg.poses import pngan, pose
 
 FIXED_PAIRS = 64  # on which the L1 is measured before and after
@@ -171,7 +170,7 @@ def load_generator(args) -> tuple[pngan.Generator, np.ndarray, str, dict]:
     """Generator, canonical poses (4, 18, 3), a digest of the checkpoint, and its settings."""
     source = args.source
     path = Path(
-        trunk.row_file(source[4:], "generator.pt", args.logs_dir, args.synthetic)
+        runfiles.of_row("dapg", source[4:], "generator.pt", args.logs_dir, args.synthetic)
         if source.startswith("row:")
         else source
     )
@@ -238,7 +237,7 @@ def generated_files(args, paths: list[str]) -> list[str]:
     """
     source = args.source
     if source.startswith("row:"):
-        note = trunk.row_file(source[4:], "generated.json", args.logs_dir, args.synthetic)
+        note = runfiles.of_row("dapg", source[4:], "generated.json", args.logs_dir, args.synthetic)
         folder = note.parent / json.loads(note.read_text())["folder"]
     else:
         folder = Path(source)
