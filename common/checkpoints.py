@@ -1,7 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running code, two kept.
 
-A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, extra, wall_s}: tensors and plain
-Python values only.
+A file holds {schema, state_dict, optimizer, scheduler, scaler, epoch, args, extra, wall_s}, and `data`, what names the
+images of the training, which older ones lack: tensors and plain Python values only.
 """
 
 import re

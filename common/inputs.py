@@ -18,6 +18,7 @@ MARKET_PROTOCOL = {"ap_rule": "mean of precision at the hits", "gallery_draws": 
 def dataset(run: Run, name: str, **options) -> datasets.Dataset:
     """The data set under --data-dir; with --synthetic, under <data-dir>/synthetic-<size>, written there on first use.
 
+    Its identity goes into run.data, so that no checkpoint of the run is continued with other images. Collective.
     Raises: FileNotFoundError or ValueError of datasets.load.
     """
     with processes.rank_zero_first(run):
@@ -25,6 +26,8 @@ def dataset(run: Run, name: str, **options) -> datasets.Dataset:
         if size:
             synthetic.write(name, folder, size=size, workers=run.args["workers"])
         data = datasets.load(name, str(folder), **options)
+    run.data[data_name(data)] = processes.of_rank_zero(run, lambda: identity(data))
+    run.own_data += [data.name] if published(data) is False else []
     processes.say(run, data.statistics())
     return data
 
@@ -95,6 +98,19 @@ def _stamp(data: datasets.Dataset) -> dict:
     return json.loads((Path(data.root) / "SYNTHETIC").read_text(encoding="utf-8"))
 
 
+def identity(data: datasets.Dataset) -> dict:
+    """What names the images wherever they lie: of rendered ones, whose bytes differ between machines, what the renderer
+    was told; else a digest of their names and sizes.
+    """
+    named = _stamp(data) if data.kind == "synthetic" else {"names_and_sizes": data.digest()[:16]}
+    return {"images": sum(len(part) for part in (data.train, data.query, data.gallery)), **named}
+
+
+def published(data: datasets.Dataset) -> bool | None:
+    """Whether a real data set has the published counts; None where none are published."""
+    return not data.differences() if data.published else None
+
+
 def describe(data: datasets.Dataset) -> dict:
     """The `data` entry of a result file."""
     samples = [*data.train, *data.query, *data.gallery]
@@ -105,7 +121,7 @@ def describe(data: datasets.Dataset) -> dict:
         "ids": count_ids(data),
         "cams": len({s.camid for s in samples}),
         "digest": data.digest(),
-        **({"rendered": _stamp(data)} if data.kind == "synthetic" else {}),
+        **({"rendered": _stamp(data)} if data.kind == "synthetic" else {"published": published(data)}),
     }
 
 

@@ -85,14 +85,14 @@ def resume(run, model, optimizer, scheduler, grad_scaler=None, epochs: int | Non
 
     epochs: of the whole training, where --epochs is only a part of it. A fresh run saves its epoch 0 at once, so that a
     full disk shows before hours of training.
-    Raises: ValueError for an unreadable checkpoint, other method flags, or a log folder that holds more than this
-        command would start from; Finished if it holds the whole training and its result.
+    Raises: ValueError for an unreadable checkpoint, other method flags or images, or a log folder that holds more than
+        this command would start from; Finished if it holds the whole training and its result.
     """
     newest, wanted = runfiles.newest(run.log_dir), run.args["resume"]
     path = newest if wanted == "auto" else Path(wanted) if wanted else None
     state = checkpoints.read(path) if path is not None else None
     if state is not None:
-        _same_method(run, state["args"], path)
+        _same_run(run, state, path)
     if newest is not None and runfiles.epoch_of(newest) > (state["epoch"] if state else 0):
         _leave_alone(run, newest, path, epochs or run.args["epochs"])
     processes.barrier(run)  # nobody still looks at the old files
@@ -124,7 +124,7 @@ def _leave_alone(run, newest: Path, path: Path | None, epochs: int) -> None:
         if path is None:
             raise
         return  # a damaged one is the reason to go back to the one before
-    _same_method(run, state["args"], newest)
+    _same_run(run, state, newest)
     result, again = run.results_dir / f"seed{run.seed}.json", "another --seed, or another --logs-dir and --results-dir"
     if state["epoch"] >= epochs and result.is_file():
         raise Finished(
@@ -144,6 +144,23 @@ def _leave_alone(run, newest: Path, path: Path | None, epochs: int) -> None:
     raise ValueError(
         f"{newest} is further than {path}: give --resume without a file to continue it, or another --logs-dir"
     )
+
+
+def _same_run(run, state: dict, path: Path) -> None:
+    """Raises ValueError if the training of a checkpoint and this one differ in their flags or their images."""
+    _same_method(run, state["args"], path)
+    stored = state.get("data", {})  # older checkpoints do not say
+    for name in sorted(run.data.keys() & stored.keys()):
+        before, now = stored[name], run.data[name]
+        if changed := [
+            f"{key.replace('_', ' ')} {before.get(key)} -> {now.get(key)}"
+            for key in before | now
+            if now.get(key) != before.get(key)
+        ]:
+            raise ValueError(
+                f"{path} was trained on other images of {name} ({', '.join(changed)}); give the --data-dir that holds "
+                f"those (it was {state['args']['data_dir']}), or another --logs-dir and --results-dir for a new run"
+            )
 
 
 def _same_method(run, stored: dict, path: Path) -> None:
@@ -182,6 +199,7 @@ def save(run, epoch: int, model, optimizer, scheduler, grad_scaler=None, stats: 
         "epoch": epoch,
         "args": run.args,
         "extra": run.extra,
+        "data": run.data,
         "wall_s": run.spent + time.time() - run.started,
     }
     checkpoints.write(run.log_dir, epoch, state)

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import inspect
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,14 @@ def broadcast(run, tensor: torch.Tensor) -> torch.Tensor:
         dist.broadcast(on_device, 0)
         tensor.copy_(on_device)
     return tensor
+
+
+def of_rank_zero(run, make: Callable[[], object]):
+    """What make() returns on rank 0, on every rank: a plain value, however long rank 0 takes."""
+    value = [make() if run.main else None]
+    if run.world_size > 1:
+        dist.broadcast_object_list(value, 0, group=_patient_group())
+    return value[0]
 
 
 def sync_buffers(run, model: torch.nn.Module) -> None:

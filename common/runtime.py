@@ -45,6 +45,8 @@ class Run:
     started: float
     spent: float = 0.0  # seconds of earlier lives of this run, from the checkpoint
     extra: dict = field(default_factory=dict)
+    data: dict[str, dict] = field(default_factory=dict)  # of each data set that was read: inputs.identity
+    own_data: list[str] = field(default_factory=list)  # those of them whose counts are not the published ones
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)  # the log folder's lock
     skipped: torch.Tensor | None = None  # under fp16: steps left out, (2,) in this epoch and in a row until now
     statistics: tuple = ((), ())  # under fp16: running statistics, and copies of them after the last finite loss
@@ -313,7 +315,9 @@ def record(
 
     The log folder is then free for other commands.
 
-    Args: metrics flat name -> number, retrieval metrics as fractions; data {name, kind, images, ids, cams, digest}.
+    Args: metrics flat name -> number, retrieval metrics as fractions; data {name, kind, images, ids, cams, digest} and
+        of rendered people {rendered}, of real data {published}, which is False too where another data set that the run
+        read, such as a source, is one of the user's own.
     """
     path = run.results_dir / f"seed{run.seed}.json"
     if not run.main:
@@ -332,7 +336,7 @@ def record(
         "epoch": epoch,
         "selection": selection,
         "protocol": {"dataset": data["name"], **protocol},
-        "data": data,
+        "data": {**data, "published": False} if run.own_data and data["kind"] == "real" else data,
         "env": {
             **records.environment(torch.version.cuda if gpu else None, torch.get_num_threads()),
             "gpu": gpu,

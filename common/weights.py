@@ -97,8 +97,10 @@ def imagenet(architecture: str) -> dict[str, Tensor]:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / choice.url.rpartition("/")[2]
         raise FileNotFoundError(
             f"cannot get torchvision's ImageNet weights of {architecture} ({checkpoints.reason(error)}); "
-            + f"delete {cached}, which is damaged, or " * cached.exists()
-            + f"download {choice.url} elsewhere and pass --weights PATH, or start from random weights: --weights none"
+            + f"delete {cached}, which is damaged, and try again; or " * cached.exists()
+            + f"download {choice.url} elsewhere and put it at {cached}, where torchvision looks; or pass it as "
+            "--weights PATH, which makes the run a custom one that fills no cell of a table; or start from random "
+            "weights: --weights none"
         ) from error
 
 

@@ -167,6 +167,7 @@ class _Runs:
             if result.row == row
             and result.size == (vars(args).get("synthetic") or "")
             and not schema.foreign_flags(result, self.root, spec)
+            and not schema.other_data(result)
         ]
 
     def baselines(self, row: str) -> list[Result]:

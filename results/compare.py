@@ -62,7 +62,8 @@ def sentences(here: Iterable[Result], recorded: list[Result]) -> Iterator[tuple[
     for run in here:
         metric = headline(run.metrics)
         mine = f"here {_number(metric, run.metrics[metric])} (seed {run.seed}, {machine(run)})"
-        name = f"{run.content['project']} {run.row} on {run.data}, {metric}"
+        apart = schema.other_data(run)
+        name = f"{run.content['project']} {run.row} on {run.data}{apart and f', {apart}'}, {metric}"
         yield (
             run,
             f"{name}: {_judged(mine, metric, run, [r for r in recorded if (r.row, r.data) == (run.row, run.data)])}",

@@ -253,7 +253,7 @@ def _others(root: Path, project: Project) -> str:
         out.append(
             f'<div class="run{" synthetic" if result.size else ""}">'
             f'<a href="{link(root / "results", result.path)}" title="{command}">{escape(name)}</a>'
-            + (f" (flags that differ from the row: {escape(flags)})" if flags else "")
+            + (f" (differs from the row: {escape(flags)})" if flags else "")
             + f"<br>{escape(schema.metrics_text(result.metrics))}<br><code>{command}</code></div>"
         )
     return "\n".join(out)

@@ -61,18 +61,20 @@ ignores, and stand beside these in `runs/index.html`, written by `python results
 
 How to read it. *paper*: printed in the paper, for the authors' own runs. *cited*: printed in the paper, for other
 methods. *ours*: our runs on the real data set, mean ± sample standard deviation over n seeds; each number links to
-its file (n = 1) or folder of files. *difference*: ours minus paper, in the column's unit. A dash means that there is
-no such number. *best on test* marks a run that reports its best epoch, chosen on the test set, instead of its last.
-Runs on rendered people stand under headings of their own (*synthetic small*, *medium*, *full*): they show that the
-code learns and in which direction a change acts, and compare with nothing in the paper. An asterisk marks a synthetic
-run with other flags than its row's. mAP and Rank-k are per cent.
+its file (n = 1) or folder of files. Runs with other flags than their row's, and runs on real data without the published
+counts, such as your own, fill no cell and are listed below. *difference*: ours minus paper, in the column's unit. A
+dash means that there is no such number. *best on test* marks a run that reports its best epoch, chosen on the test set,
+instead of its last. Runs on rendered people stand under headings of their own (*synthetic small*, *medium*, *full*):
+they show that the code learns and in which direction a change acts, and compare with nothing in the paper. An asterisk
+marks a synthetic run with other flags than its row's. mAP and Rank-k are per cent.
 
 Claims are those of `<project>/claims.yaml`; their verdicts are computed from the same files by results/claims.py.
 `baselines/` holds what some rows give without training, recorded by `results/baselines.py`.
 
 A result file `<project>/<data>/<row>/seed<k>.json` holds `schema`, `project`, `row`, `seed`, `command` and `args`
 (how to repeat it), `git` (commit, dirty), `metrics` (retrieval metrics as fractions), `epoch` and `selection` (`last`
-or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, digest of the file list), `env`
+or `best_on_test`), `protocol`, `data` (name, kind real or synthetic, counts, digest of the file list; of real data,
+whether all that the run read has the published counts, null where none are published), `env`
 (versions, GPU, processes, precision), `wall_s` and `peak_mib` (null on Windows, unless of a GPU); beside it
 `seed<k>.log.jsonl` is the log, one object an epoch. A file is refused, by name, if its schema is unknown, a field is
 missing, its path contradicts its content, a retrieval metric leaves [0, 1], or synthetic and real data are confused;

@@ -210,6 +210,17 @@ def foreign_flags(result: Result, root: Path, row: dict) -> str:
     return ", ".join(f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items())
 
 
+def other_data(result: Result) -> str:
+    """What sets a result's images apart from those that the paper measures, "" for nothing: real data without the
+    published counts, or of which its file does not say whether they have them.
+    """
+    data = result.content["data"]
+    if result.size or not data["images"] or data.get("published", False) is not False:  # None: no counts are published
+        return ""
+    known = "other data" if "published" in data else "data that are not known to be the published ones"
+    return f"{known} ({data['images']} images, {data['ids']} people)"
+
+
 @cache
 def row_args(root: Path, project: str, script: str, argv: tuple[str, ...]) -> Namespace:
     """What the project's script makes of the flags `argv`, without running it. Raises: Refused with the parser's

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import yaml
 
-from results.schema import Refused, Result, foreign_flags, is_retrieval, load_rows, read_all
+from results.schema import Refused, Result, foreign_flags, is_retrieval, load_rows, other_data, read_all
 
 PLAIN = {
     "params_m": ("Params (M)", 1, 2),
@@ -145,9 +145,8 @@ class Table:
     @property
     def sizes(self) -> list[str]:
         """Synthetic sizes with at least one number here."""
-        return sorted(
-            {size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}, reverse=True
-        )
+        found = {size for line in self.lines for size, cells in line.synthetic.items() if any(cells)}
+        return sorted(found, reverse=True)
 
     @property
     def only_synthetic(self) -> bool:
@@ -158,7 +157,7 @@ class Table:
 @dataclass
 class Project:
     """All that is shown of a project. `others` are results that stand in no table: (result, flags that differ from
-    the row); `warnings` name files without a metric that a table shows.
+    the row, and data that differ from the paper's); `warnings` name files without a metric that a table shows.
     """
 
     name: str
@@ -174,9 +173,10 @@ def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
     """Everything that is shown of a project. Raises: Refused for results, rows or tables that break a rule."""
     rows, results = load_rows(root, project), read_all(root, project, results_dir)
     departs = {r.path: foreign_flags(r, root, rows[r.row]) if r.row in rows else "" for r in results}
+    apart = {r.path: ", ".join(filter(None, [departs[r.path], other_data(r)])) for r in results}
     usable: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        if result.row in rows and (result.size or not departs[result.path]):  # with other flags, real data fill no cell
+        if result.row in rows and (result.size or not apart[result.path]):  # real data set apart fill no cell
             usable.setdefault((result.row, result.size), []).append(result)
     for found in usable.values():
         _check_alike(found, {departs[r.path] for r in found})
@@ -194,7 +194,7 @@ def load(root: Path, project: str, results_dir: Path | None = None) -> Project:
         tables.append(_table(where, project, name, spec, rows, usable, departs))
         shown |= shown_rows(spec)
         warnings += _missing(name, spec, tables[-1], usable)
-    others = [(r, departs[r.path]) for r in results if r.row not in shown or (departs[r.path] and not r.size)]
+    others = [(r, apart[r.path]) for r in results if r.row not in shown or (apart[r.path] and not r.size)]
     return Project(project, tables, results, others, warnings)
 
 

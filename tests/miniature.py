@@ -68,6 +68,7 @@ def result(root, row="table2/market", data="market", seed=0, **changes):
     content = json.loads(COMMON) | {"row": row, "seed": seed, "args": flags, "protocol": {"dataset": data}}
     content["metrics"] = {"mAP": 0.7912, "rank1": 0.9}
     content["data"] = {"name": data, "kind": kind, "images": 9, "ids": 3, "cams": 2, "digest": "d"}
+    content["data"] |= {"published": True} if kind == "real" else {}
     for key, value in changes.items():
         inside = content
         *way, last = key.split("__")

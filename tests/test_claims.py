@@ -113,6 +113,13 @@ def test_runs_with_other_flags_or_of_another_size_say_nothing(root):
     assert found(root).verdict == MISSING
 
 
+def test_runs_on_data_of_the_users_own_say_nothing(root):
+    write(root)
+    runs(root, "table2/market", [0.80, 0.82, 0.84], data__published=False)
+    runs(root, "extra", [0.70, 0.74, 0.72])
+    assert found(root).verdict == MISSING
+
+
 def test_the_papers_numbers_come_from_its_rows(root):
     write(root)
     assert [s.paper.value for s in found(root).sides] == [0.788, 0.7]

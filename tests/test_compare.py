@@ -109,7 +109,10 @@ def test_after_a_training_and_all_that_shows_it_git_sees_no_change(market_dir, t
     (file,) = copy.rglob("runs/aff_scl/market/custom-*/seed0.json")
     capsys.readouterr()
     assert render.main([], copy) == 0 and compare.main([], copy) == 0
-    assert f"aff_scl {file.parent.name} on market, mAP: here " in capsys.readouterr().out
+    assert (
+        f"aff_scl {file.parent.name} on market, other data (72 images, 12 people), mAP: here "
+        in capsys.readouterr().out
+    )
     assert reproduce.main(["aff_scl/demo", "--dry-run"], copy) == 0
     assert git("status", "--porcelain") == before
 

@@ -1,5 +1,6 @@
 """LUPerson's LMDB: its keys, reading it from forked processes and from threads, and a training on it to its result."""
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -108,6 +109,8 @@ def test_the_check_opens_every_image_and_names_the_broken_one(tree, tmp_path, ca
 
 def test_its_digest_follows_keys_and_sizes_but_not_the_place(tree, tmp_path):
     first = datasets.load("luperson", tree[0]).digest()
+    rows = [[f"AA_bb_0000_{i:08d}", Path(file).stat().st_size] for i, file in enumerate(tree[1])]
+    assert first == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert datasets.load("luperson", write_lmdb(tmp_path / "a")[0]).digest() == first
     assert datasets.load("luperson", write_lmdb(tmp_path / "b", 39)[0]).digest() != first
 

@@ -221,6 +221,18 @@ def test_counts_off_the_published_table_warn_for_real_data_only(tmp_path):
     assert data.kind == "synthetic" and data.check() == []
 
 
+def test_the_warning_of_other_counts_names_both_reasons_and_the_early_look_leaves_it_to_the_load(tmp_path):
+    write_tree(tmp_path, MARKET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets.expect("market", tmp_path)
+    with pytest.warns(UserWarning, match="of your own is fine, but its results fill no cell .*check the download"):
+        data = datasets.load("market", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(data.differences()) == 3
+
+
 def test_statistics_count_junk_and_distractors_apart(tmp_path):
     lines = datasets.load("market", write_tree(tmp_path, MARKET)).statistics().splitlines()
     assert lines[-1].split() == ["gallery", "4", "2", "2", "1", "1"]

@@ -107,11 +107,14 @@ def parse_call(program, words, dry_run=True):
 RECORDER = """#!/bin/sh
 [ "$1" = -c ] && { echo 1; exit 0; }
 { printf '%s' "$(basename "$0")"; for word in "$@"; do printf '\\037%s' "$word"; done; printf '\\036'; } >> "$RECORD"
-"""  # a question of a script is answered with 1, every other call is written down
+for word in "$@"; do [ "$word" = "${FAILS:-}" ] && exit "$CODE"; done; exit 0
+"""  # a question of a script is answered with 1, every other call is written down; those with the word FAILS fail
 
 
-def shell_calls(words, given):
-    """The calls of python and torchrun that a shell script makes, run with stand-ins: [[program, word, ..]]."""
+def shell_calls(words, given, status=0):
+    """The calls of python and torchrun that a shell script makes until it ends with `status`, run with stand-ins:
+    [[program, word, ..]].
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name in ("python", "python3", "torchrun"):
             (Path(folder) / name).write_text(RECORDER)
@@ -121,7 +124,7 @@ def shell_calls(words, given):
         done = subprocess.run(
             ["bash", *words], cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"bash {shlex.join(words)}: {done.stderr}"
+        assert done.returncode == status, f"bash {shlex.join(words)}: {done.stderr}"
         return [call.split("\037") for call in record.read_text().split("\036")[:-1]]
 
 
@@ -169,6 +172,15 @@ def test_a_shell_script_is_checked_by_the_calls_it_makes(tmp_path):
     script.write_text("exit 3\n")
     with pytest.raises(AssertionError):
         parse(f"bash {script}")
+
+
+def test_the_tables_after_a_failed_one_run_and_an_interrupt_ends_them():
+    words, fails = ["pixel_sampling/run_prcc.sh", "/data", "schp.pth"], {"FAILS": "pixel_sampling/T2-c"}
+    whole = shell_calls(words, {})
+    assert len(whole) == 5 and shell_calls(words, {**fails, "CODE": "1"}, 1) == whole
+    assert shell_calls(words, {**fails, "CODE": "130"}, 130) == whole[:2]
+    assert len(shell_calls(words, {"FAILS": "schp.pth", "CODE": "2"}, 2)) == 1  # nothing trains without parsings
+    assert shell_calls(words, {"FAILS": "results/render.py", "CODE": "1"}, 1) == whole
 
 
 def test_the_command_parser_sees_what_is_wrong():

@@ -1,5 +1,7 @@
 """results/render.py: what a table shows of result files, and that pages equal the files."""
 
+import json
+
 import pytest
 from miniature import LAYOUT, result
 
@@ -110,6 +112,25 @@ def test_real_runs_with_other_flags_fill_no_cell_and_are_listed_with_them(root):
     assert line_of(markdown(root), "Ours")[1][2] == "–"
     listed = render.as_markdown(tables.load(root, "fake"), root / "results", root).split("### Other runs")[1]
     assert "--lr 0.3 (row: 0.1)" in listed and "mAP 79.1" in listed
+
+
+@pytest.mark.parametrize(
+    "said, listed", [(False, "other data (9 images, 3 people)"), (None, "data that are not known")]
+)
+def test_real_runs_on_data_without_the_published_counts_fill_no_cell_and_are_listed(root, said, listed):
+    result(root, data__published=said)
+    assert line_of(markdown(root), "Ours")[1][2] == "–"
+    others = render.as_markdown(tables.load(root, "fake"), root / "results", root).split("### Other runs")[1]
+    assert listed in others and "mAP 79.1" in others
+
+
+def test_data_sets_of_which_no_counts_are_published_and_measurements_without_data_fill_their_cells(root):
+    path = result(root)
+    content = json.loads(path.read_text())
+    content["data"]["published"] = None
+    path.write_text(json.dumps(content))
+    result(root, data="duke", row="table2/duke", data__published=None, data__images=0)
+    assert [cell.value for cell in table(root).lines[1].real[::2]] == [0.7912, 0.7912]
 
 
 def test_flags_that_only_say_where_and_how_to_run_do_not_count(root):

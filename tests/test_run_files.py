@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aff_scl import train as aff_scl_train
-from common import checkpoints, locks, log_folder, runfiles, runtime
+from common import checkpoints, inputs, locks, log_folder, runfiles, runtime
 from convnext_ap import train as convnext_train
 from dapg import train as dapg_train
 from prsnet import train as prsnet_train
@@ -23,12 +23,14 @@ DATA = {"name": "market", "kind": "real", "images": 1, "ids": 1, "cams": 1, "dig
 
 def begin(where, resume=None, **flags):
     """A run of a network of two numbers, its parts, and the epoch from which it trains."""
-    args = {"seed": 0, "resume": resume, "epochs": 3, "lr": 0.5, "amp": "off", **flags}
+    args = {"seed": 0, "resume": resume, "epochs": 3, "lr": 0.5, "amp": "off", "synthetic": None, **flags}
     run = runtime.Run("p", "row", args, torch.device("cpu"), 0, 1, where / "logs", where / "results", time.time())
     model = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), args["lr"])
     parts = model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if "data_dir" in flags:
+        inputs.dataset(run, "market")
     log_folder.open_log(run, "market")
     return run, parts, log_folder.resume(run, *parts)
 

@@ -10,6 +10,7 @@ A data set is one module here with load(data_dir, **options) -> Dataset; adding 
 import contextlib
 import importlib
 import inspect
+import warnings
 from pathlib import Path
 
 from common.datasets.base import Dataset, Sample, labels
@@ -74,5 +75,6 @@ def expect(name: str, data_dir: str | Path) -> None:
     """Raises what `load` would where none of the data set's folders lies under data_dir; else looks no further."""
     module = importlib.import_module(f"common.datasets.{canonical(name)}")
     if not any((Path(data_dir) / tree).exists() for tree in module.TREES):
-        with contextlib.suppress(ValueError):  # of data_dir itself as the data set; said when it is loaded
+        with contextlib.suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of data_dir itself as the data set; said, as errors, when it is loaded
             module.load(data_dir)
