@@ -21,14 +21,15 @@ except ImportError:  # Windows
     resource = None
 
 SCHEMA = 1
-ROW_KEYS = {"paper", "args", "script", "needs", "note", "like"}
+ROW_KEYS = {"paper", "args", "script", "needs", "processes", "note", "like"}
 
 
 def load_rows(project_dir: Path) -> dict[str, dict]:
-    """Row name -> {paper, args, script, needs, note} of <project>/experiments.yaml.
+    """Row name -> {paper, args, script, needs, processes, note} of <project>/experiments.yaml.
 
-    `like: NAME` takes over what that row above says of script, needs and args; own args follow them, and of a flag
-    given twice the last counts.
+    `processes: N` is the most processes that the row can run in, for one that cannot run in any number.
+    `like: NAME` takes over what that row above says of script, needs, processes and args; own args follow them, and of
+    a flag given twice the last counts.
 
     Raises: FileNotFoundError; ValueError for unknown keys, wrong kinds of values, or a `like` that is no row above it.
     """
@@ -51,13 +52,15 @@ def _rows(path: Path, changed: int) -> dict[str, dict]:
             )
         if not isinstance(row.get("args", ""), str) or not isinstance(row.get("paper", {}), dict):
             raise ValueError(f"{path}: row {name}: args must be a string and paper a mapping")
+        if type(row.get("processes", 1)) is not int or row.get("processes", 1) < 1:
+            raise ValueError(f"{path}: row {name}: processes must be a whole number from 1, not {row['processes']!r}")
     whole = {}
     for name, row in rows.items():
         if "like" in row:
             if row["like"] not in whole:
                 raise ValueError(f"{path}: row {name} is like {row['like']}, which is no row above it")
             model = whole[row["like"]]
-            taken = {key: model[key] for key in ("script", "needs") if key in model}
+            taken = {key: model[key] for key in ("script", "needs", "processes") if key in model}
             row = taken | row | {"args": f"{model.get('args', '')} {row.get('args', '')}".strip()}
             del row["like"]
         whole[name] = row

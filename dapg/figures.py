@@ -15,6 +15,7 @@ from dapg.pretrain.views import Views
 
 FIGURE1 = ("agw/in/sysu", "cil/in/sysu", "agw/ours/sysu", "cil/ours/sysu")
 CHAIN1 = ("chain/agw-sysu-scratch", "chain/cil-sysu-scratch", "chain/agw-sysu", "chain/cil-sysu")  # synthetic people
+FEATURES = "AGW's clean bars are of the feature after BNNeck (bn), CIL's and all of -C of the pooled one (pool)"
 
 
 def figure1(size: str | None, out: Path) -> Path:
@@ -36,11 +37,11 @@ def figure1(size: str | None, out: Path) -> Path:
                 bars[f"{source}{ending}"].append(100 * np.mean(values) if values else np.nan)
     place = f"synthetic people ({size})" if size else "SYSU-MM01"
     labels = [name.removeprefix("chain/").removesuffix("/sysu") for name in names]
-    return draw_bars(out / "figure1.png", labels, bars, f"rank-1 (%), {place}, all search")
+    return draw_bars(out / "figure1.png", labels, bars, f"rank-1 (%), {place}, all search", FEATURES)
 
 
-def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title: str) -> Path:
-    """Grouped bars, per cent; a missing value (nan) leaves a gap, a group of nothing else is left out.
+def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title: str, note: str) -> Path:
+    """Grouped bars, per cent, over a note; a missing value (nan) leaves a gap, a group of nothing else is left out.
 
     Raises: ValueError if there is no value at all.
     """
@@ -59,6 +60,7 @@ def draw_bars(path: Path, names: list[str], bars: dict[str, list[float]], title:
         )
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_ylabel(title)
+    axes.set_xlabel(note)
     axes.legend()
     runfiles.replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path

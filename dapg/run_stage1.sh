@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?usage: bash dapg/run_stage1.sh DATA_DIR [GPUS] [flags]}
 torchrun --standalone --nproc_per_node="${2:-1}" dapg/train.py --row robust/dapg --data-dir "$data" \
-    --cache off --workers "$(nproc)" --resume "${@:3}"
+    --workers "$(nproc)" --resume "${@:3}"

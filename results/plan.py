@@ -29,15 +29,16 @@ class Job:
     status: str = "new"  # done | continue | new
     remark: str = ""
     needs: tuple[str, ...] = ()
+    processes: int | None = None  # the most that the row can run in, None for any number
 
     @property
     def name(self) -> str:
         return f"{self.project}/{self.row} seed {self.seed}"
 
     def command(self, gpus: int) -> list[str]:
-        launcher = [sys.executable]
-        if gpus > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+        launcher, count = [sys.executable], self._count(gpus)
+        if count > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         return [
             *launcher,
             f"{self.project}/{self.script}",
@@ -46,8 +47,12 @@ class Job:
         ]
 
     def text(self, gpus: int) -> str:
-        launcher = f"torchrun --standalone --nproc_per_node={gpus}" if gpus > 1 else "python"
+        count = self._count(gpus)
+        launcher = f"torchrun --standalone --nproc_per_node={count}" if count > 1 else "python"
         return f"{launcher} " + shlex.join(self.command(1)[1:])
+
+    def _count(self, gpus: int) -> int:
+        return min(gpus, self.processes or gpus)
 
 
 def matching(root: Path, rows: dict[str, dict], pattern: str) -> list[tuple[str, str]]:
@@ -134,9 +139,8 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
         ("--results-dir", args.results_dir),
     ):
         words += [flag, _from_root(folder, root)] if folder else []
-    job = Job(
-        project, row, seed, spec.get("script", "train.py"), words + args.extra, needs=tuple(spec.get("needs", []))
-    )
+    own = {"needs": tuple(spec.get("needs", [])), "processes": spec.get("processes")}
+    job = Job(project, row, seed, spec.get("script", "train.py"), words + args.extra, **own)
     expected = vars(schema.row_args(root, project, job.script, tuple(job.flags)))
     job.folder = expected["row"]
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS

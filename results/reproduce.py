@@ -49,7 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--synthetic", choices=flags.SYNTHETIC, help="run on synthetic people instead of real data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes of torchrun; 1 runs plain python")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes of torchrun; 1 runs plain python, as do rows of a single process",
+    )
     parser.add_argument("--logs-dir", type=Path, help="checkpoints and logs (default: logs of the repository)")
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument("--results-dir", type=Path, help="result files (default: runs of the repository)")

@@ -111,6 +111,19 @@ def test_both_stems_and_the_layers_start_from_the_trunk():
     assert torch.equal(net.layers[3][1].conv2.weight, source.layer4[1].conv2.weight)
 
 
+def test_both_streams_describe_an_image_alike_before_training_also_with_random_weights():
+    torch.manual_seed(3)
+    net = agw.TwoStream(5, "resnet18").eval()
+    x = images(2)
+    with torch.no_grad():
+        assert torch.equal(net.pooled(x, None), net.pooled(None, x))
+    assert net.visible[0].weight.data_ptr() != net.infrared[0].weight.data_ptr()
+    torch.manual_seed(3)  # what is drawn after the stems follows two ResNets, as when each stem kept its own
+    first, _, block = trunk.resnet("resnet18"), trunk.resnet("resnet18"), agw.NonLocal(128)
+    assert torch.equal(net.visible[0].weight, first.conv1.weight)
+    assert torch.equal(net.non_local["2_0"].g.weight, block.g.weight)
+
+
 def test_non_local_equals_its_definition_and_starts_as_identity():
     block = agw.NonLocal(6, inner=2).eval()
     x = torch.randn(2, 6, 4, 3)

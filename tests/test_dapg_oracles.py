@@ -291,6 +291,15 @@ def test_defaults_are_the_papers(words):
     assert {name: chosen[name] for name in VARIANTS} == VARIANTS and chosen["select"] == "last"
 
 
+@pytest.mark.parametrize(
+    "words, cache",
+    [("", "off"), ("--method byol", "off"), ("--cache device", "device"), ("--subset 20000", "disk"),
+     ("--synthetic small", "disk"), ("--stage align", "disk"), ("--stage align -d LUPerson", "off")],
+)  # fmt: skip
+def test_the_whole_of_luperson_is_not_kept_decoded_unless_asked_for(words, cache):
+    assert parse_args(words.split()).cache == cache
+
+
 def test_the_optimisers_are_the_papers():
     """Adam with its own betas and no decay in both stages [21]; SGD for the baselines and for fine-tuning."""
     for flags in (["--stage", "robust"], ["--stage", "align", "--source", data_dir() / "poses"]):

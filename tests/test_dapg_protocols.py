@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from dapg_runs import data_dir, finetuning, run_main
+from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 
 from common import checkpoints, flags, images, transforms
 from common.datasets import regdb, sysu
-from dapg import test
+from dapg import figures, test
 from dapg.data import CorruptedStore
 from dapg.downstream import protocols
 from dapg.noise import corruptions
+from results import tables
 
 FLAGS = ["--weights", "none", "--batch-size", 32, "--epochs", 1]
 
@@ -88,6 +90,23 @@ def test_clean_and_corrupted_metrics_are_those_of_the_protocol_written_out(measu
     clean, spoilt = ("v2t", "v2t_c") if name == "regdb" else ("all", "all_c")
     assert metrics[f"{clean}.mAP"] == metrics[f"bn.{clean}.mAP"]  # AGW's published clean numbers
     assert metrics[f"{spoilt}.mAP"] == metrics[f"pool.{spoilt}.mAP"]
+
+
+def test_a_table_of_agws_clean_numbers_and_figure_1_say_which_feature_they_are_of(monkeypatch, tmp_path):
+    """And the table of -C has clean numbers of its own feature beside."""
+    project = tables.load(flags.ROOT, "dapg", tmp_path)
+    for table in project.tables:
+        clean = {column.metric for column in table.columns} & {"all.rank1", "v2t.rank1"}
+        assert any("AGW's clean cells are of the feature after BNNeck" in note for note in table.notes) or not clean
+    (spoilt,) = (table for table in project.tables if table.id == "table2-cpu")
+    groups = [[column.metric for column in spoilt.columns[i : i + 2]] for i in range(0, 12, 3)]
+    assert groups == [[f"pool.{name}.rank1", f"{name}_c.rank1"] for name in ("all", "indoor", "v2t", "t2v")]
+    said, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: said.append(self.axes[0].get_xlabel()) or save(self, *a, **k)
+    )
+    assert figures.figure1(None, tmp_path).is_file()
+    assert "AGW's clean bars are of the feature after BNNeck" in said[0]
 
 
 def test_test_py_measures_the_network_of_the_result(tmp_path):

@@ -65,6 +65,7 @@ fails: {args: "--mode fail"}
 after: {args: "", needs: [fails]}
 silent: {args: "--mode silent"}
 sleeps: {args: "--mode sleep"}
+alone: {args: "--lr 0.3", processes: 1}
 """
 LAYOUT = "table4: {title: Losses, columns: {M: [mAP]}, lines: [{name: total, rows: table2/market}]}"
 
@@ -158,6 +159,15 @@ def test_a_dry_run_starts_nothing_and_prints_the_commands(root, capsys):
         "torchrun --standalone --nproc_per_node=4 fake/train.py --row table4/mean --seed 0 --data-dir /data --lr 0.7"
         in capsys.readouterr().out
     )
+
+
+def test_a_row_of_one_process_runs_in_one_whatever_the_number_of_gpus(root, capsys):
+    assert reproduce.main(["fake/alone", "fake/table40", "--dry-run", "--gpus", "4"], root) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "python fake/train.py --row alone --seed 0" in lines
+    assert "torchrun --standalone --nproc_per_node=4 fake/train.py --row table40 --seed 0" in lines
+    assert reproduce.main(["fake/alone", "--gpus", "4"], root) == 0  # in 4 it would write no result file, but fail
+    assert [call["row"] for call in calls(root)] == ["alone"]
 
 
 def test_finished_rows_are_skipped_by_seed_data_kind_and_flags(root, capsys):
@@ -294,7 +304,7 @@ def test_list_says_what_a_row_needs_and_whether_it_is_done(root, capsys):
     assert parts["fake/table4/mean"].endswith("missing (with other flags: market-synthetic-small)")
     assert "needs data set market; row pretrain\n" in parts["fake/table4/hard"]
     assert parts["fake/table4/hard"].endswith("\n    missing") and "needs nothing but" in parts["fake/table40"]
-    assert said.endswith("9 rows, of them 1 done, 0 recorded\n")
+    assert said.endswith("10 rows, of them 1 done, 0 recorded\n")
 
 
 def test_list_shows_all_rows_of_the_five_projects_with_what_each_needs(capsys):

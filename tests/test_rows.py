@@ -46,6 +46,28 @@ def test_needs_exist_and_hold_no_circle(project):
 
 
 @pytest.mark.parametrize("project", schema.projects(ROOT))
+def test_a_row_needs_the_rows_that_its_flags_name(project):
+    """--weights row:NAME and --source row:NAME, also by default."""
+    missing = {}
+    for row, spec in schema.load_rows(ROOT, project).items():
+        args = vars(schema.row_args(ROOT, project, spec.get("script", "train.py"), ("--row", row)))
+        named = {value.removeprefix("row:") for value in args.values() if str(value).startswith("row:")}
+        missing[row] = named - set(spec.get("needs", []))
+    assert {row: names for row, names in missing.items() if names} == {}
+
+
+def test_rows_of_dapg_run_in_two_processes_but_those_that_say_one(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parse, refused = schema.parser_of(ROOT / "dapg", "train.py"), set()
+    for row in (rows := schema.load_rows(ROOT, "dapg")):
+        try:
+            parse(["--row", row])
+        except SystemExit:
+            refused.add(row)
+    assert refused == {row for row, spec in rows.items() if spec.get("processes") == 1} != set()
+
+
+@pytest.mark.parametrize("project", schema.projects(ROOT))
 def test_every_table_loads_and_every_number_of_the_paper_is_shown(project, tmp_path):
     loaded = tables.load(ROOT, project, tmp_path)
     layout = plan.table_rows(ROOT, project)

@@ -88,7 +88,13 @@ def test_paper_defaults_follow_the_mode_and_data():
 
 
 @pytest.mark.parametrize(
-    "row, sentence", [({"arg": ""}, "unknown keys arg"), ({"args": ["--x"]}, "args must be a string")]
+    "row, sentence",
+    [
+        ({"arg": ""}, "unknown keys arg"),
+        ({"args": ["--x"]}, "args must be a string"),
+        ({"processes": 0}, "processes must be a whole number from 1, not 0"),
+        ({"processes": "one"}, "processes must be a whole number from 1, not 'one'"),
+    ],
 )
 def test_rows_with_mistakes_are_refused(tmp_path, row, sentence):
     (tmp_path / "experiments.yaml").write_text(json.dumps({"table1/a": row}))
@@ -104,6 +110,7 @@ def test_a_row_may_be_like_another(tmp_path):
             "script": "pretrain.py",
             "args": "--lr 1 --epochs 2",
             "needs": ["x"],
+            "processes": 2,
             "note": "its own",
             "paper": {"mAP": 1.0},
         },
@@ -112,8 +119,9 @@ def test_a_row_may_be_like_another(tmp_path):
     }
     (tmp_path / "experiments.yaml").write_text(json.dumps(rows))
     read = records.load_rows(tmp_path)
-    assert read["b"] == {"script": "pretrain.py", "args": "--lr 1 --epochs 2 --lr 2", "needs": ["x"]}
-    assert read["c"] == {"script": "pretrain.py", "args": read["b"]["args"], "needs": [], "note": "mine"}
+    taken = {"script": "pretrain.py", "processes": 2}
+    assert read["b"] == {**taken, "args": "--lr 1 --epochs 2 --lr 2", "needs": ["x"]}
+    assert read["c"] == {**taken, "args": read["b"]["args"], "needs": [], "note": "mine"}
     (tmp_path / "experiments.yaml").write_text(json.dumps({"b": rows["b"], "a": rows["a"]}))
     with pytest.raises(ValueError, match="row b is like a, which is no row above it"):
         records.load_rows(tmp_path)

@@ -36,7 +36,8 @@ class NonLocal(nn.Module):
 class TwoStream(nn.Module):
     """Own stems for visible and infrared, shared layers, GeM p = 3, BNNeck, classifier.
 
-    Only the live part of the authors' network: 24,359,311 parameters for ResNet-50 and 395 identities.
+    Only the live part of the authors' network: 24,359,311 parameters for ResNet-50 and 395 identities. Both stems start
+    alike, with random weights too: AGW's code starts them from one ImageNet file, `load_trunk` from one trunk.
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet50", inner: int = 1):
@@ -45,6 +46,7 @@ class TwoStream(nn.Module):
         self.visible = nn.Sequential(*(getattr(trunk, name) for name in (*STEM, "relu", "maxpool")))
         other = resnet(backbone)
         self.infrared = nn.Sequential(*(getattr(other, name) for name in (*STEM, "relu", "maxpool")))
+        self.infrared.load_state_dict(self.visible.state_dict())
         unstride(trunk.layer4)
         self.layers = nn.ModuleList([getattr(trunk, f"layer{i}") for i in range(1, 5)])
         self.non_local = nn.ModuleDict()
