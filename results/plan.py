@@ -146,7 +146,8 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS
     done, job.remark = _found(results_dir, job, expected, size)
     if done:
-        job.status, job.remark = "done", ""
+        job.status, other = "done", schema.other_data(done)
+        job.remark = f"on {other}" if other else ""
         return job
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
     begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]

@@ -153,7 +153,8 @@ def _status(root: Path, spec: dict, results: list[schema.Result], word: str) -> 
     """ "done: market seed 0" with the given word, or "missing", with the data of results of other flags."""
     own = [result for result in results if not schema.foreign_flags(result, root, spec)]
     if own:
-        return f"{word}: " + ", ".join(f"{result.data} seed {result.seed}" for result in own)
+        others = [f" on {other}" if (other := schema.other_data(result)) else "" for result in own]
+        return f"{word}: " + ", ".join(f"{r.data} seed {r.seed}{other}" for r, other in zip(own, others))
     return "missing" + (f" (with other flags: {', '.join(r.data for r in results)})" if results else "")
 
 

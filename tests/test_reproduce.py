@@ -48,7 +48,7 @@ def main(args):
     result = {"schema": 1, "project": "fake", "row": args.row, "seed": args.seed, "command": "c", "git": {}, "env": {}}
     result |= {"args": {**vars(args), "data_name": data}, "metrics": {"mAP": 0.5}, "epoch": 1, "selection": "last"}
     result |= {"protocol": {}, "wall_s": 1, "peak_mib": 1}
-    result["data"] = {"name": data, "kind": kind, "images": 1, "ids": 1, "cams": 1, "digest": "d"}
+    result["data"] = {"name": data, "kind": kind, "images": 1, "ids": 1, "cams": 1, "digest": "d", "published": True}
     if args.mode != "silent":
         path.write_text(json.dumps(result))
 
@@ -121,6 +121,19 @@ def test_all_seeds_of_a_row_start_from_seed_0_of_what_it_needs(root, capsys):
     assert list(chosen) == ["pretrain:0", "pretrain:2", "table4/hard:2"]
     assert reproduce.main(["fake/after", "--seeds", "1"], root) == 1
     assert "fake/after seed 1: not run, because fails failed" in capsys.readouterr().err
+
+
+def test_what_is_done_on_data_of_the_users_own_says_so(root, capsys):
+    assert reproduce.main(["fake/table4/mean", "fake/table40"], root) == 0
+    for row, said in (("table4/mean", False), ("table40", True)):
+        path = root / "runs" / "fake" / "market" / row / "seed0.json"
+        result = json.loads(path.read_text())
+        result["data"]["published"] = said
+        path.write_text(json.dumps(result))
+    for words in (["--dry-run"], ["--list"]):
+        capsys.readouterr()
+        assert reproduce.main(["fake/table4/mean", "fake/table40", *words], root) == 0
+        assert capsys.readouterr().out.count("on other data (1 images, 1 people)") == 1
 
 
 @pytest.mark.parametrize(
