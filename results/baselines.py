@@ -1,4 +1,4 @@
-"""Record what a row's test gives without any training: the untrained network, colour histograms, chance.
+"""Record what a row's test gives without any training: the untrained network, histograms, chance.
 
     python results/baselines.py prsnet/cpu/market/prsnet --seeds 0 1 2
     python results/baselines.py "dapg/cpu/agw/*/ours" "dapg/cpu/cil/*/ours" --data-dir data
@@ -6,7 +6,8 @@
 For projects whose results do not hold these numbers already; <project>/untrained.py measures them. The network is the
 row's own before its first step, without pre-trained weights. What is written to
 results/baselines/<project>/<data>/<row>/seed<k>.json has the form of a result file, with metrics under `untrained.`,
-`histogram.` and `chance.`, which results/claims.py reads. Nothing is trained, and no log is touched.
+`histogram.` (colours) or `gradients.` (oriented ones, across modalities) and `chance.`, which results/claims.py reads.
+Nothing is trained, and no log is touched.
 """
 
 import argparse

@@ -59,7 +59,12 @@ from results.tables import (
 NAME = "claims.yaml"
 KEYS = {"claim", "where", "metric", "rows", "test", "equal", "note", "above"}
 TESTS = ("order", "best")
-BASELINES = {"untrained": "before", "histogram": "histogram", "chance": "chance"}  # -> prefix in a row's own results
+BASELINES = {  # -> prefix in a row's own results
+    "untrained": "before",
+    "histogram": "histogram",
+    "gradients": "gradients",
+    "chance": "chance",
+}
 EXACT = ("histogram", "chance")  # depend on the data alone
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "cannot be told", "not run"
 VERDICTS = (HOLDS, FAILS, OPEN, MISSING)

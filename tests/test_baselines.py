@@ -9,6 +9,7 @@ from prcc_tree import write_prcc
 
 from common import evaluation, histogram, images, runtime
 from common.datasets import sysu
+from dapg.untrained import Gradients
 from pixel_sampling import untrained as pixel_sampling
 from pixel_sampling.flags import parse_args as pixel_sampling_args
 from prsnet import untrained as prsnet
@@ -68,6 +69,18 @@ def test_pixel_sampling_measures_network_colours_and_chance_of_both_query_sets(t
     assert found["histogram"]["same.mAP"] > found["histogram"]["cross.mAP"]  # colour knows clothes
 
 
+def test_oriented_gradients_see_edges_and_neither_brightness_nor_sign():
+    """One edge: all of its cells' votes are in its direction, whatever the contrast and its sign."""
+    stripe = torch.zeros(1, 3, 128, 64)
+    stripe[..., 32:] = 1
+    upright, lying = (Gradients().pooled(x, None) for x in (stripe, stripe.mT))
+    directions = upright.view(1, 4, 9, 15, 7).sum((0, 1, 3, 4))
+    assert directions[0] == directions.sum() > 0
+    assert torch.allclose(Gradients().pooled(None, 0.3 - 0.2 * stripe), upright, atol=1e-5)
+    assert not torch.allclose(lying, upright, atol=0.1)
+    assert upright.shape == (1, 3780)
+
+
 def test_a_recorded_baseline_is_a_result_file_of_the_row_without_its_weights(tmp_path):
     row, data = "chain/agw-sysu", dapg_runs.data_dir()
     words = [f"dapg/{row}", "--data-dir", str(data), "--results-dir", str(tmp_path / "base"), "--seeds", "1"]
@@ -76,7 +89,7 @@ def test_a_recorded_baseline_is_a_result_file_of_the_row_without_its_weights(tmp
     assert found.content["args"]["weights"] == "none" and found.content["protocol"]["training"] == "none"
     assert found.content["epoch"] is None and found.seed == 1
     assert found.metrics["chance.all.rank1"] == found.metrics["chance.all_c.rank1"] == 0.25  # one image in four
-    assert found.metrics.keys() >= {"untrained.all.rank1", "untrained.indoor.mAP"}
+    assert found.metrics.keys() >= {"untrained.all.rank1", "untrained.indoor.mAP", "gradients.all.rank1"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from common import synthetic
 from common.keypoints import ATR, COCO
@@ -15,6 +17,7 @@ from common.synthetic import identity as people
 from common.synthetic import infrared, layouts_vi, render
 from common.synthetic.camera import camera, look
 from common.synthetic.pose import View
+from dapg.untrained import Gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,41 +165,24 @@ def test_what_the_eye_sees_of_a_garment_says_something_about_its_infrared_and_it
     assert all(max(Counter(fabrics).values()) >= 3 for fabrics in people.FABRICS.values())  # of five: the cut tells it
 
 
-def gradients(grey: np.ndarray) -> np.ndarray:
-    """Histograms of oriented gradients of uint8 images (N, 128, 64), unit rows: cells of 8 pixels, blocks of 2 x 2."""
-    rows = []
-    for image in grey.astype(np.float32):
-        dx, dy = cv2.Sobel(image, cv2.CV_32F, 1, 0, ksize=1), cv2.Sobel(image, cv2.CV_32F, 0, 1, ksize=1)
-        angle = np.arctan2(dy, dx) % pi / pi * 9
-        cells = np.zeros((16, 8, 9), np.float32)
-        y, x = np.mgrid[:128, :64] // 8
-        for side in (0, 1):
-            share = 1 - angle % 1 if side == 0 else angle % 1
-            np.add.at(cells, (y, x, (angle.astype(int) + side) % 9), np.hypot(dx, dy) * share)
-        blocks = np.concatenate([cells[:-1, :-1], cells[1:, :-1], cells[:-1, 1:], cells[1:, 1:]], 2)
-        rows.append((blocks / np.sqrt((blocks**2).sum(2, keepdims=True) + 100)).ravel())
-    rows = np.array(rows) - np.mean(rows, 0)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def test_the_two_cameras_of_regdb_share_a_walk_but_neither_its_moments_nor_the_frame_around_it(tmp_path, monkeypatch):
     """Outlines say something, as they do in the real set, and pairs are no twins that nothing has to be learnt for."""
     monkeypatch.setitem(layouts_vi.REGDB, "small", (48, 4))
+    unlearnt = Gradients()
     visible, thermal = (layouts_vi.eye("regdb", key, 0) for key in (0, 1))
     assert visible.pitch == thermal.pitch and visible.scenes != thermal.scenes
-    root, whole, around = synthetic.write("regdb", tmp_path, workers=1), {}, {}
-    for word in ("Visible", "Thermal"):
-        files = [
-            root / word / str(pid) / f"{word[0].lower()}_{pid:05d}_{i}.bmp" for pid in range(1, 49) for i in (1, 2)
-        ]
-        grey = np.stack([cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files])
-        whole[word] = gradients(grey)
-        grey[:, 8:-8, 8:-8] = 128
-        around[word] = gradients(grey)
-    found = {
-        name: ((feats["Visible"] @ feats["Thermal"].T).argmax(1) // 2 == np.arange(96) // 2).mean()
-        for name, feats in (("whole", whole), ("around", around))
+    root, found = synthetic.write("regdb", tmp_path, workers=1), {}
+    names = {
+        word: [root / word / str(pid) / f"{word[0].lower()}_{pid:05d}_{i}.bmp" for pid in range(1, 49) for i in (1, 2)]
+        for word in ("Visible", "Thermal")
     }
+    images = [torch.from_numpy(np.stack([cv2.imread(str(file)) for file in names[word]])) for word in names]
+    for part in ("whole", "around"):
+        visible, thermal = (unlearnt.pooled(each.permute(0, 3, 1, 2), None) for each in images)
+        nearest = (F.normalize(visible) @ F.normalize(thermal).T).argmax(1)
+        found[part] = (nearest // 2 == torch.arange(96) // 2).float().mean().item()
+        for each in images:
+            each[:, 8:-8, 8:-8] = 128
     assert 0.1 < found["whole"] < 0.45 and found["around"] < 0.12, found  # chance 0.02, twins 0.9 and more
 
 

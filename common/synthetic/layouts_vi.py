@@ -80,9 +80,9 @@ def regdb(size: str, rng: np.random.Generator) -> tuple[list[Item], dict[str, st
     """RegDB: Visible/1/v_00001_1.bmp, Thermal/1/t_00001_1.bmp and ten splits into halves under idx/.
 
     As in the real set, both cameras film the same walks, so that a pair shares posture and side. They stand PARALLAX
-    apart and keep moments of a walk that lie LATER frames apart, each before a background of its own: unlearnt
-    histograms of oriented gradients find 16 of 100 queries among the 180 people of `medium`; of the real set, 13 among
-    206 are published. Where both stood in one place and filmed at once, they would find nearly all.
+    apart and keep moments of a walk that lie LATER frames apart, each before a background of its own, so that unlearnt
+    histograms of oriented gradients find about as many as they are known to find in the real set (13 of 100 among 206
+    people, visible to thermal). Had both stood in one place and filmed at once, they would find nearly all.
     """
     people, count = REGDB[size]
     names = {
