@@ -45,7 +45,7 @@ def test_rendered_people_beside_a_real_target_are_asked_for_by_name(data_dir, tm
 
     def write(name, folder, **_):
         shutil.copytree(data_dir / "DukeMTMC-reID", folder / "DukeMTMC-reID")
-        (folder / "DukeMTMC-reID" / "SYNTHETIC").write_text("{}")
+        (folder / "DukeMTMC-reID" / "SYNTHETIC").write_text('{"size": "small", "seed": 0}')
 
     monkeypatch.setattr(inputs.synthetic, "write", write)
     flags = ["--mode", "uda", "--source", "duke"]

@@ -183,7 +183,7 @@ FAULTS = {
     "seed0.json has no metric 'x.mAP'; close: mAP": "{claim: c, where: w, metric: x.mAP, rows: {extra: , demo: }}",
     "at least two rows": "{claim: c, where: w, metric: mAP, rows: {extra: }}",
     "with `above`, one row": "{claim: c, metric: mAP, rows: {extra: , demo: }, above: {chance: 4}}",
-    "above 'luck': 1: expected untrained, histogram, chance or a row": (
+    "above 'luck': 1: expected untrained, histogram, gradients, chance or a row": (
         "{claim: c, metric: mAP, rows: {extra: }, above: {luck: 1}}"
     ),
     "above 'chance': 0": "{claim: c, metric: mAP, rows: {extra: }, above: {chance: 0}}",
