@@ -146,8 +146,7 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS
     done, job.remark = _found(results_dir, job, expected, size)
     if done:
-        job.status, other = "done", schema.other_data(done)
-        job.remark = f"on {other}" if other else ""
+        job.status, job.remark = "done", apart(done)
         return job
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
     begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]
@@ -159,6 +158,12 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
         told = f"recorded: {_from_root(recorded.path, root)}"
         job.remark = f"{job.remark}; {told}" if job.remark else told
     return job
+
+
+def apart(result: schema.Result) -> str:
+    """ "on other data (...)" of a result that was not made on what the paper measures, else ""."""
+    other = schema.other_data(result)
+    return f"on {other}" if other else ""
 
 
 def _found(folder: Path, job: Job, expected: dict, size: str) -> tuple[schema.Result | None, str]:

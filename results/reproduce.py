@@ -153,8 +153,7 @@ def _status(root: Path, spec: dict, results: list[schema.Result], word: str) -> 
     """ "done: market seed 0" with the given word, or "missing", with the data of results of other flags."""
     own = [result for result in results if not schema.foreign_flags(result, root, spec)]
     if own:
-        others = [f" on {other}" if (other := schema.other_data(result)) else "" for result in own]
-        return f"{word}: " + ", ".join(f"{r.data} seed {r.seed}{other}" for r, other in zip(own, others))
+        return f"{word}: " + ", ".join(f"{r.data} seed {r.seed} {plan.apart(r)}".rstrip() for r in own)
     return "missing" + (f" (with other flags: {', '.join(r.data for r in results)})" if results else "")
 
 

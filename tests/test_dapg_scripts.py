@@ -1,40 +1,25 @@
 """dapg/run_tables.sh: which rows and seeds it runs, what a failed row ends, and the counts that the README gives."""
 
-import os
 import re
 import shlex
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_docs import shell_calls
 
 from results import plan, reproduce, schema
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTHON = """#!/bin/sh
-printf '%s\\n' "$*" >> "$RECORD"
-case $* in *"dapg/$BROKEN --"*) exit "$STATUS" ;; esac
-"""  # writes its words down; fails for one pattern of rows
 ONE, TEN = "--data-dir /data", "--data-dir /data --seeds 0 1 2 3 4 5 6 7 8 9"
 
 
-@pytest.fixture()
-def tables(tmp_path):
-    """tables(WORD, ..): exit status of `bash dapg/run_tables.sh /data WORD ..` and the calls of Python it makes."""
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
-
-    def run(*words, broken="", status=1) -> tuple[int, list[str]]:
-        place = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "RECORD": str(tmp_path / "calls")}
-        done = subprocess.run(
-            ["bash", ROOT / "dapg/run_tables.sh", "/data", *words],
-            env={**os.environ, **place, "BROKEN": broken, "STATUS": str(status)},
-            check=False,
-        )
-        return done.returncode, (tmp_path / "calls").read_text().splitlines()
-
-    return run
+def tables(*words, broken="", status=0) -> list[str]:
+    """The calls of Python that `bash dapg/run_tables.sh /data WORD ..` makes until it ends with `status`, with which
+    those for the pattern `broken` fail.
+    """
+    given = {"FAILS": f"dapg/{broken}", "CODE": str(status)}
+    return [" ".join(call[1:]) for call in shell_calls(["dapg/run_tables.sh", "/data", *words], given, status)]
 
 
 def calls(*patterns: str) -> list[str]:
@@ -58,17 +43,17 @@ def calls(*patterns: str) -> list[str]:
         ),
     ],
 )
-def test_regdb_runs_with_the_ten_seeds_of_its_splits_and_all_else_with_one(tables, words, patterns):
-    assert tables(*words) == (0, calls(*patterns))
+def test_regdb_runs_with_the_ten_seeds_of_its_splits_and_all_else_with_one(words, patterns):
+    assert tables(*words) == calls(*patterns)
 
 
-def test_a_failed_row_ends_neither_the_later_tables_nor_the_report_but_shows_in_the_status(tables):
+def test_a_failed_row_ends_neither_the_later_tables_nor_the_report_but_shows_in_the_status():
     want = calls(f"*/*/sysu {ONE}", f"table3/* {ONE}", f"*/*/regdb {TEN}")
-    assert tables(broken="table3/*") == (1, want)
+    assert tables(broken="table3/*", status=1) == want
 
 
-def test_an_interrupt_ends_the_script(tables):
-    assert tables("agw", broken="agw/*/sysu", status=130) == (130, calls(f"agw/*/sysu {ONE}")[:1])
+def test_an_interrupt_ends_the_script():
+    assert tables("agw", broken="agw/*/sysu", status=130) == calls(f"agw/*/sysu {ONE}")[:1]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +65,11 @@ def test_an_interrupt_ends_the_script(tables):
         'python results/reproduce.py "dapg/extra/*" --data-dir /data',
     ],
 )
-def test_the_readme_counts_the_trainings_that_a_command_runs(tables, command):
+def test_the_readme_counts_the_trainings_that_a_command_runs(command):
     page = (ROOT / "dapg/README.md").read_text(encoding="utf-8")
     (line,) = (line for line in page.splitlines() if f"| `{command}` |" in line)
     program, *words = shlex.split(command)
-    made = [words] if program == "python" else [call.split() for call in tables(*words[2:])[1][:-1]]
+    made = [words] if program == "python" else [call.split() for call in tables(*words[2:])[:-1]]
     rows, found = {"dapg": schema.load_rows(ROOT, "dapg")}, set()
     for _, *flags in made:
         args = reproduce.parse_args(flags)

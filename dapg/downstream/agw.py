@@ -44,7 +44,7 @@ class TwoStream(nn.Module):
         super().__init__()
         trunk = resnet(backbone)
         self.visible = nn.Sequential(*(getattr(trunk, name) for name in (*STEM, "relu", "maxpool")))
-        other = resnet(backbone)
+        other = resnet(backbone)  # its random weights are drawn, and what is drawn after them stays the same
         self.infrared = nn.Sequential(*(getattr(other, name) for name in (*STEM, "relu", "maxpool")))
         self.infrared.load_state_dict(self.visible.state_dict())
         unstride(trunk.layer4)
