@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import torch
 
 from common import batchnorm, datasets, images, inputs, log_folder, processes, runfiles, runtime, samplers, transforms
+from common.datasets import base
 from common.epoch import Epoch
 from pixel_sampling import losses, model, sampling
 from pixel_sampling.evaluate import evaluate, keep_best, possible_protocols, show
@@ -139,19 +140,25 @@ def open_data(run, args):
     data = inputs.dataset(run, args.dataset, **({"mask_format": args.mask_format} if needs_masks(args) else {}))
     log_folder.open_log(run, inputs.data_name(data))
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train", interpolation="bilinear")
-    masks = masks_of(run, args, data.train, f"{data.name} train masks") if needs_masks(args) else None
+    masks = masks_of(run, args, data, data.train, f"{data.name} train masks") if needs_masks(args) else None
     test = data.query + data.gallery
     test_store = inputs.open_images(run, test, *size, name=f"{data.name} test", interpolation="bilinear")
     if args.arch.startswith("head"):
-        test_store = HeadStore(args.arch, test_store, masks_of(run, args, test, f"{data.name} test masks"))
+        test_store = HeadStore(args.arch, test_store, masks_of(run, args, data, test, f"{data.name} test masks"))
     return data, store, masks, test_store
 
 
-def masks_of(run, args, samples, name: str):
-    """The masks of the samples, decoded once, and a line that says what they hold."""
+def masks_of(run, args, data, samples, name: str):
+    """The masks of the samples, decoded once, and a line that says what they hold.
+
+    Their identity goes into run.data as that of the images does; rendered ones are what the renderer was told. Collective.
+    """
     where = {"cache": args.cache, "cache_dir": args.cache_dir, "device": run.device, "workers": args.workers}
     with processes.rank_zero_first(run):
         masks = open_masks(samples, args.height, args.width, args.mask_format, name=name, **where)
+    if data.kind == "real":
+        paths = {sample.mask for sample in samples if sample.mask is not None}
+        run.data[name] = processes.of_rank_zero(run, lambda: {"names_and_sizes": base.digest(paths, data.root)[:16]})
     processes.say(run, masks.statistics())
     return masks
 

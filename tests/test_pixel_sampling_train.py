@@ -12,7 +12,7 @@ from conftest import PYTHON, ROOT, TORCHRUN, kill_when, script
 from PIL import Image
 from prcc_tree import write_prcc
 
-from common import checkpoints, runtime
+from common import checkpoints, log_folder, runtime
 from common.datasets import Sample
 from common.images import ImageStore
 from pixel_sampling import model, train, visualize
@@ -286,6 +286,16 @@ def test_missing_masks_are_counted_and_warned_and_training_goes_on(data_dir, tmp
     with pytest.warns(UserWarning, match="7 of 30 images .*have no mask"):
         result, _ = run(data, tmp_path)
     assert np.isfinite(result["metrics"]["cross.mAP"])
+
+
+def test_a_finished_run_with_other_masks_is_not_the_one_asked_for(data_dir, tmp_path):
+    data = copied(data_dir, tmp_path)
+    run(data, tmp_path)
+    with pytest.raises(log_folder.Finished):
+        run(shutil.move(data, tmp_path / "moved"), tmp_path)
+    (tmp_path / "moved/prcc/mask/train/001/A_cropped_rgb001.png").unlink()
+    with pytest.warns(UserWarning, match="no mask"), pytest.raises(ValueError, match="other images of prcc train masks"):
+        run(tmp_path / "moved", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,13 @@ class Dataset:
 
     def digest(self) -> str:
         """Hex SHA-256 over the sorted relative paths and file sizes of all splits; the same wherever the data lies."""
-        paths = sorted({s.path for split in SPLITS for s in getattr(self, split)})
-        rows = sorted([Path(path).relative_to(self.root).as_posix(), os.path.getsize(path)] for path in paths)
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return digest({s.path for split in SPLITS for s in getattr(self, split)}, self.root)
+
+
+def digest(paths: set[str], root: str | Path) -> str:
+    """Hex SHA-256 over the sorted paths, relative to `root`, and sizes of files; the same wherever the tree lies."""
+    rows = sorted([Path(os.path.relpath(path, root)).as_posix(), os.path.getsize(path)] for path in paths)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def counts(samples: list[Sample]) -> tuple[int, int, int]:
