@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--eps", type=float, help="DBSCAN radius in (0, 1) (default: 0.70 for duke, else 0.65; Figure 4)")
     add("--k1", type=int, default=30, help="neighbours of the Jaccard distance, sec. 4.2")
     add("--bn-groups", type=int, help="parts of a batch with BN statistics of their own (default: 2 GPUs; sup: 1)")
-    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare switches: " + ", ".join(VARIANTS))
+    flags.add_variant(add, VARIANTS)
     add = parser.add_argument_group("optimiser").add_argument
     flags.add_batch(add, None, None, " (default: 128; sup: 64)", " (default: 8; sup: 4)")
     add("--epochs", type=int, help="default: 60; sup: 120")
@@ -78,7 +78,7 @@ def complete(args: Namespace) -> Namespace:
         args.iters = 200 if args.batch_size >= 256 else 400
     if args.eval_period is None:
         args.eval_period = max(1, args.epochs // 6)
-    args.variant, args.swap = sorted(args.variant), variants(args)["swap"] == "on"
+    args.swap = variants(args)["swap"] == "on"
     check_numbers(args)
     check_mode(args)
     check_batch(args)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shlex
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +172,22 @@ RUN_FLAGS = set(
 
 PLACES = {"data_dir", "cache_dir", "logs_dir", "results_dir"}  # of one machine: not in result files
 WORDS = {"none", "imagenet", "download"}  # values of --weights and its like that are no paths
+
+
+def add_variant(add: Callable, rules: dict) -> None:
+    """--variant KEY=VALUE ..., also repeated or after --row: a key given again takes the later value, others stay."""
+    known = ", ".join(f"{key}={'|'.join(rule)}" if isinstance(rule, tuple) else key for key, rule in rules.items())
+    add("--variant", action=_Merge, nargs="+", default=[], metavar="KEY=VALUE", help=f"rare switches: {known}")
+
+
+class _Merge(Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, merged(getattr(namespace, self.dest), values))
+
+
+def merged(items: list[str], later: list[str]) -> list[str]:
+    """KEY=VALUE items of both, sorted, one a key: the last."""
+    return sorted({item.partition("=")[0]: item for item in [*items, *later]}.values())
 
 
 def variants(items: list[str], rules: dict) -> dict:

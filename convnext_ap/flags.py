@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--simam", choices=POSITIONS, default="dw", help="where SimAM stands in a block, or none")
     add("--parts", type=int, default=6, help="stripes p of PCB + RPP, sec. 3.3.2; 0: global head only")
     add("--loss", choices=["id", "id+circle", "id+triplet"], default="id+circle", help="sec. 3.4")
-    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    flags.add_variant(add, VARIANTS)
     add = parser.add_argument_group("optimiser").add_argument
     flags.add_batch(add, 64, 4, "; paper silent", "; paper silent")
     add("--epochs", type=int, default=120, help="with stripes (sec. 5.1)")
@@ -54,7 +54,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def complete(args: Namespace) -> Namespace:
     """Fill in defaults that depend on other flags; raises ValueError for flags that do not fit together."""
-    args.variant = sorted(args.variant)
     variants(args)
     check_size(args.height, args.width, args.simam, args.parts)
     if args.weights is None:

@@ -92,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--tau", type=float, help="temperature of Eq. (2) (default: 0.7)")
     add("--tau-js", type=float, default=0.1, help="temperature of Eq. (3); paper silent")
     add("--source", help="generator (generate) or generated poses (align): row:NAME or a path")
-    add("--variant", nargs="+", default=[], metavar="KEY=VALUE", help="rare: " + ", ".join(VARIANTS))
+    flags.add_variant(add, VARIANTS)
     add = parser.add_argument_group("optimiser").add_argument
     add("-b", "--batch-size", type=int, help="over all processes (default: 256; gan 32; agw, cil 64)")
     add("--epochs", type=int, help="default: 300 robust, 200 align, 20 gan, 81 agw and cil")
@@ -114,7 +114,7 @@ def complete(args: Namespace) -> Namespace:
     for name, value in defaults(args).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.variant, args.noise_exclude = sorted(args.variant), sorted(args.noise_exclude)
+    args.noise_exclude = sorted(args.noise_exclude)
     check(args)
     return args
 

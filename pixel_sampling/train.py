@@ -151,7 +151,7 @@ def open_data(run, args):
 def masks_of(run, args, data, samples, name: str):
     """The masks of the samples, decoded once, and a line that says what they hold.
 
-    Their identity goes into run.data as that of the images does; rendered ones are what the renderer was told. Collective.
+    Their identity goes into run.data as that of the images does; rendered ones go with their images. Collective.
     """
     where = {"cache": args.cache, "cache_dir": args.cache_dir, "device": run.device, "workers": args.workers}
     with processes.rank_zero_first(run):

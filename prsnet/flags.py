@@ -132,12 +132,7 @@ def train_args(argv: list[str] | None = None) -> Namespace:
         choices=["linear", "authors24"],
         help="feature of the transformer: a linear map, or the authors' rank 24",
     )
-    add(
-        "--variant",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="rare switches: " + ", ".join(f"{k}={'|'.join(v)}" for k, v in VARIANTS.items()),
-    )
+    flags.add_variant(add, VARIANTS)
     flags.add_batch(add, None, 4, " (default: 64, 16 identities x 4)")
     add("--epochs", type=int, default=120, help="warm-up and drops of the rate scale with it")
     add("--iters", type=int, help="at most so many steps an epoch (default: all)")
@@ -157,7 +152,9 @@ def train_args(argv: list[str] | None = None) -> Namespace:
 def complete(args: Namespace, script: str) -> Namespace:
     """Fill in what depends on the preset and on other flags; raises ValueError for flags that do not fit together."""
     for name, value in preset(args, script).items():
-        if getattr(args, name) is None:
+        if name == "variant":
+            args.variant = flags.merged(value, args.variant)
+        elif getattr(args, name) is None:
             setattr(args, name, value)
     if args.bottleneck is None:
         args.bottleneck = SIZES[args.size].bottleneck
@@ -193,7 +190,6 @@ def complete_pretrain(args: Namespace) -> Namespace:
 
 
 def complete_train(args: Namespace) -> Namespace:
-    args.variant = sorted(args.variant)
     variants(args)
     if args.weights is None:
         args.weights = (

@@ -294,7 +294,10 @@ def test_a_finished_run_with_other_masks_is_not_the_one_asked_for(data_dir, tmp_
     with pytest.raises(log_folder.Finished):
         run(shutil.move(data, tmp_path / "moved"), tmp_path)
     (tmp_path / "moved/prcc/mask/train/001/A_cropped_rgb001.png").unlink()
-    with pytest.warns(UserWarning, match="no mask"), pytest.raises(ValueError, match="other images of prcc train masks"):
+    with (
+        pytest.warns(UserWarning, match="no mask"),
+        pytest.raises(ValueError, match="other images of prcc train masks"),
+    ):
         run(tmp_path / "moved", tmp_path)
 
 

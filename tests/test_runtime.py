@@ -14,6 +14,7 @@ import torch
 import convnext_ap.train as convnext_ap
 import dapg.flags as dapg
 import pixel_sampling.flags as pixel_sampling
+import prsnet.flags as prsnet_flags
 import prsnet.train as prsnet
 from aff_scl import train
 from common import flags, records, runtime
@@ -37,6 +38,19 @@ def test_a_run_is_named_after_the_row_whose_flags_it_has():
     assert train.parse_args(["--lambda1", "0.25", "--lambda2", "0.75", "--seed", "3"]).row == "table5/lambda1=0.25"
     other = train.parse_args(["--row", "table5/lambda1=0.25", "--tau", "0.07"]).row
     assert other.startswith("custom-") and other != train.parse_args(["--tau", "0.06"]).row  # never the row's own name
+
+
+def test_a_variant_beside_a_row_or_a_preset_changes_its_key_alone():
+    own = dapg.parse_args(["--row", "cpu/robust/dapg"]).variant
+    assert own == ["warmup=1"]
+    words = ["--row", "cpu/robust/dapg", "--variant", "queue=16"]
+    assert dapg.parse_args(words).variant == ["queue=16", "warmup=1"]
+    again = dapg.parse_args([*words, "--variant", "warmup=3", "warmup=2"])
+    assert again.variant == ["queue=16", "warmup=2"] and again.row.startswith("custom-")
+    assert dapg.parse_args([*words, "--variant", "queue=16"]).row == dapg.parse_args(words).row
+    authors = prsnet_flags.train_args(["--preset", "authors", "--variant", "norms=load"])
+    assert authors.variant == ["erase=mean", "neck=polluted", "norms=load"]
+    assert dapg.parse_args([]).variant == prsnet_flags.train_args([]).variant == []  # what was given before is gone
 
 
 ALIASES = [
