@@ -60,7 +60,15 @@ def checkpoint(path: str | Path) -> Path:
     return file
 
 
-def of_row(project: str, row: str, name: str, logs_dir: str | Path, synthetic: str | None, seed: int = 0) -> Path:
+def of_row(
+    project: str,
+    row: str,
+    name: str,
+    logs_dir: str | Path,
+    synthetic: str | None,
+    script: str = "train.py",
+    seed: int = 0,
+) -> Path:
     """The file `name` that a finished row of a project left in its log folder, on any data set of this kind and size.
 
     `synthetic`: the size of rendered people, None for real ones. Raises: FileNotFoundError naming the row to run first;
@@ -75,8 +83,8 @@ def of_row(project: str, row: str, name: str, logs_dir: str | Path, synthetic: s
     if not found:
         size = f" --synthetic {synthetic}" if synthetic else ""
         raise FileNotFoundError(
-            f"row {row} has left no {name} under {logs_dir}/{project}; run it first: "
-            f"python {project}/train.py --row {row}{size}"
+            f"row {row} has left no {name} under {logs_dir}/{project}; run it first, to its end: "
+            f"python {project}/{script} --row {row}{size}"
         )
     if len(found) > 1:
         raise ValueError(f"row {row} has several {name}: {', '.join(map(str, found))}; give one as a path")

@@ -213,7 +213,7 @@ def variants(args: Namespace) -> dict:
 
 def weights_file(args: Namespace, data_name: str) -> Path | None:
     """The file that --weights names: None for "none", a file, best.pt or else the newest checkpoint of a log folder, or
-    best.pt of a row of pre-training, seed 0.
+    best.pt of a row of pre-training that has come to its end, seed 0.
 
     `data_name` is the fine-tuning data's; pre-training on rendered people of the same size is taken for rendered data.
     Raises: FileNotFoundError with the command that makes it.
@@ -229,16 +229,11 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
             )
         best = path / "best.pt"
         return best if best.is_file() else runfiles.checkpoint(path)
-    size = data_name.partition("-synthetic-")[2]
-    folder = "person_crops" + (f"-synthetic-{size}" if size else "")
-    path = Path(args.logs_dir) / "prsnet" / folder / args.weights / "seed0" / "best.pt"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path}: pre-train first with python prsnet/pretrain.py --row {args.weights}"
-            f"{f' --synthetic {size}' if size else ''}, or give --weights FILE or none; a pre-training with flags of "
-            "its own ends with the --weights to give"
-        )
-    return path
+    last, size = (
+        f"checkpoint_{pretrain_args(['--row', args.weights]).epochs:04d}.pt",
+        data_name.partition("-synthetic-")[2],
+    )
+    return runfiles.of_row("prsnet", args.weights, last, args.logs_dir, size, "pretrain.py").with_name("best.pt")
 
 
 def fine_tuning(args: Namespace, best: Path) -> str:

@@ -67,7 +67,7 @@ def build_encoder(
 
 def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: bool = False) -> str:
     """Load the encoder of a pre-training, or of another fine-tuning; returns the line that says what was loaded
-    (mutates encoder).
+    (mutates encoder). The linear map to the feature is not loaded from a pre-training.
 
     Args: path: what common.weights.read takes. flags: those of this run that must agree with the file's, where it holds
     some; drop_norms: as the authors' code, whose loader skips every key with "norm" in it.
@@ -79,7 +79,8 @@ def load_pretrained(encoder: nn.Module, path: Path, flags: dict, drop_norms: boo
         check_same(found.source, found.args, flags)
     target = encoder.encoder if isinstance(encoder, MAEFeature) else encoder
     own = target.state_dict()
-    if not any(name.endswith("proj.weight") for name in found.tensors):  # pre-trained with GAP -> LN: it starts anew
+    pre_trained = any("decoder." in name for name in found.tensors)  # reads the map through a layer norm: any scale
+    if pre_trained or not any(name.endswith("proj.weight") for name in found.tensors):
         own.pop("proj.weight", None)
     taken, line = weights.fit(found, own, {key: key for key in own})
     if drop_norms:

@@ -65,6 +65,7 @@ BASELINES = {  # -> prefix in a row's own results
     "gradients": "gradients",
     "chance": "chance",
 }
+OF_TRAINING = {"weights", "epochs", "iters", "lr", "weight_decay"}  # which say nothing of a network without any
 EXACT = ("histogram", "chance")  # depend on the data alone
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "cannot be told", "not run"
 VERDICTS = (HOLDS, FAILS, OPEN, MISSING)
@@ -164,14 +165,12 @@ class _Runs:
 
     def of(self, row: str) -> list[Result]:
         """The results of a row with its own flags, on the data that these name."""
-        spec = self.rows[row]
-        args = schema.row_args(self.root, self.project, spec.get("script", "train.py"), ("--row", row))
         return [
             result
             for result in self.results
             if result.row == row
-            and result.size == (vars(args).get("synthetic") or "")
-            and not schema.foreign_flags(result, self.root, spec)
+            and result.size == (self._args(row).get("synthetic") or "")
+            and not schema.foreign_flags(result, self.root, self.rows[row])
             and not schema.other_data(result)
         ]
 
@@ -181,12 +180,18 @@ class _Runs:
         found = [schema.read(path, base) for path in sorted((base / self.project).glob(f"*/{row}/seed*.json"))]
         data = [result.people for result in self.of(row)]
         for result in found:
-            if data and result.people not in data:
+            other = "on other data than the runs" if data and result.people not in data else ""
+            if not other and (changed := schema.foreign_flags(result, self.root, self.rows[row], OF_TRAINING)):
+                other = f"with other flags, {changed}, than those"
+            if other:
                 raise Refused(
-                    f"{result.path}: measured on other data than the runs of {self.project}/{row}; record it again "
-                    f"with python results/baselines.py {self.project}/{row}"
+                    f"{result.path}: measured {other} of {self.project}/{row}; record it again with "
+                    f"python results/baselines.py {self.project}/{row} --seeds {result.seed}"
                 )
         return found
+
+    def _args(self, row: str) -> dict:
+        return vars(schema.row_args(self.root, self.project, self.rows[row].get("script", "train.py"), ("--row", row)))
 
 
 def _claim(where: str, name: str, spec: dict, runs: _Runs) -> Claim:

@@ -12,13 +12,14 @@ from results.tables import Project
 
 HEADS = ("Claim", "In the paper", "Metric", "Paper", "Here", "Verdict")
 TITLES = ("What the paper claims, and what comes out here", "Checks of ours: above no training, above no method")
-MEANING = """What a verdict says: in which direction a difference goes on rendered people, with small networks from
-random weights on one core; not what the papers' data sets, networks and ImageNet weights would give, and nothing about
-the size of their numbers. *holds*: our means differ as claimed, by more than two standard errors of the difference;
-*does not hold*: by as much the other way; *cannot be told*: less than that, or fewer than three seeds on a side;
-*not run*: a row has no result. Behind a verdict stand the differences, each with the two standard errors that it needs.
-At three seeds two equal methods pass two standard errors in 12 to 18 of 100 comparisons, so that a single verdict is
-weak evidence."""
+MEANING = """What a verdict says: in which direction a difference goes on rendered people, with small networks on one
+core, without ImageNet weights; not what the papers' data sets, networks and weights would give, and nothing about the
+size of their numbers. *holds*: our means differ as claimed, by more than two standard errors of the difference; *does
+not hold*: by as much the other way; *cannot be told*: less than that, or fewer than three seeds on a side; *not run*: a
+row has no result. Behind a verdict stand the differences, each with the two standard errors that it needs. At three
+seeds two equal methods pass two standard errors in 12 to 18 of 100 comparisons, so that a single verdict is weak
+evidence. A claim to be the best of several must pass every comparison and fails with one: of equal methods it fails in
+10 to 17 of 100 and holds in about 1, and one that is truly best by a deviation is found so in fewer than 10."""
 COUNT_HEADS = ("Paper", "claims", *claims.VERDICTS, "checks of ours that hold")
 
 

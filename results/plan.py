@@ -120,8 +120,16 @@ def planned(root: Path, rows: dict[str, dict], args: argparse.Namespace, chosen:
 
 
 def costs_of(root: Path, rows: dict[str, dict], results_dir: Path | None, jobs: list[Job]) -> list[cost.Cost]:
-    """What each job takes, from the wall times of recorded runs."""
-    found = {project: schema.read_all(root, project, results_dir) for project in {job.project for job in jobs}}
+    """What each job takes, from the wall times of the runs in results_dir (default: runs) and of the recorded ones."""
+    folders = dict.fromkeys((results_dir or root / flags.RUNS, root / "results"))
+
+    def own(project: str) -> list[schema.Result]:
+        """Those with the flags of their row; of one row and seed on the same data the first folder's."""
+        read = [result for folder in folders for result in schema.read_all(root, project, folder)]
+        kept = [r for r in read if r.row in rows[project] and not schema.foreign_flags(r, root, rows[project][r.row])]
+        return list({(r.data, r.row, r.seed): r for r in reversed(kept)}.values())
+
+    found = {project: own(project) for project in {job.project for job in jobs}}
 
     def of(job: Job) -> cost.Cost:
         args = vars(schema.row_args(root, job.project, job.script, tuple(job.flags)))
@@ -146,7 +154,11 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS
     done, job.remark = _found(results_dir, job, expected, size)
     if done:
-        job.status, job.remark = "done", apart(done)
+        other = apart(done)
+        job.status, job.remark = (
+            "done",
+            other and f"{other}; for other images give another --logs-dir and --results-dir",
+        )
         return job
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
     begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -201,13 +202,15 @@ def _plain(args: dict) -> dict:
     return json.loads(json.dumps(args, default=str))  # tuples become lists, paths strings, as in the file
 
 
-def foreign_flags(result: Result, root: Path, row: dict) -> str:
-    """The method flags in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when it is the
-    row's own.
+def foreign_flags(result: Result, root: Path, row: dict, but: Container[str] = ()) -> str:
+    """The method flags, `but` these, in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when
+    it is the row's own.
     """
     expected = row_args(Path(root), result.content["project"], row.get("script", "train.py"), ("--row", result.row))
     changed = differences(result.content["args"], vars(expected))
-    return ", ".join(f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items())
+    return ", ".join(
+        f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items() if key not in but
+    )
 
 
 def other_data(result: Result) -> str:

@@ -166,6 +166,17 @@ def test_recorded_baselines_serve_rows_whose_results_hold_none(root, capsys):
     assert "measured on other data than the runs of fake/extra" in capsys.readouterr().err
 
 
+def test_a_baseline_of_another_network_than_the_rows_is_refused_and_one_of_another_training_is_not(root, capsys):
+    write(root, "x: {claim: It learns., metric: rank1, rows: {extra: }, above: {chance: 4}}")
+    record_baseline(root, "extra", {"chance.rank1": 0.02}, args__lr=7)
+    assert found(root).verdict == MISSING
+    record_baseline(root, "extra", {"chance.rank1": 0.02}, args__dataset="duke")
+    assert render.main(["--record"], root) == 1
+    assert (
+        "measured with other flags, --dataset duke (row: market), than those of fake/extra" in capsys.readouterr().err
+    )
+
+
 def test_another_row_of_ours_may_be_what_a_row_is_above(root):
     write(root, "x: {claim: c, metric: mAP, rows: {table2/market: }, above: {extra: 1}}")
     runs(root, "table2/market", [0.80, 0.82, 0.84])

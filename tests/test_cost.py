@@ -9,22 +9,17 @@ from results import cost, reproduce
 from tests.test_reproduce import root  # noqa: F401 the miniature repository
 
 
-def recorded(root, row, seed, wall_s, size="", **args):  # noqa: F811
+def recorded(root, row, seed, wall_s, *where, folder="results", **args):  # noqa: F811
     """A result of a run that took wall_s seconds."""
-    assert (
-        reproduce.main(
-            [f"fake/{row}", "--record", "--seeds", str(seed), *(["--synthetic", size] if size else [])], root
-        )
-        == 0
-    )
-    (path,) = (root / "results" / "fake").glob(f"{'*-' + size if size else 'market'}/{row}/seed{seed}.json")
+    assert reproduce.main([f"fake/{row}", *(where or ["--record"]), "--seeds", str(seed)], root) == 0
+    path = root / folder / "fake" / "market" / row / f"seed{seed}.json"
     content = json.loads(path.read_text()) | {"wall_s": wall_s}
     path.write_text(json.dumps(content | {"args": content["args"] | args}))
 
 
-def planned(root, capsys, *words):  # noqa: F811
+def planned(root, capsys, *words, where=("--record",)):  # noqa: F811
     capsys.readouterr()
-    assert reproduce.main([*words, "--record", "--dry-run"], root) == 0
+    assert reproduce.main([*words, *where, "--dry-run"], root) == 0
     said = capsys.readouterr().out
     lines = re.findall(r"^  (\w+) +fake/(\S+) seed (\d)(?: \(.*\))?  (.*)$", said, re.MULTILINE)
     return {f"{row}:{seed}": f"{status}, {text}" for status, row, seed, text in lines}, said.splitlines()[-1]
@@ -52,8 +47,24 @@ def test_other_sizes_and_stages_say_nothing(root, capsys):  # noqa: F811
     found, last = planned(root, capsys, "fake/table4/mean", "--synthetic", "medium")
     assert found == {"table4/mean:0": "new, cost unknown"}
     assert last == "done: 0, 0 s; to do: 1, 1 of unknown cost"
+    assert planned(root, capsys, "fake/table2/market")[0] == {"table2/market:0": "new, about 10 min, as table4/mean"}
+    experiments = root / "fake" / "experiments.yaml"
+    experiments.write_text(experiments.read_text().replace("--lr 0.5", "--lr 0.5 --mode uda", 1))
     recorded(root, "table4/mean", 0, 600, mode="uda")
     assert planned(root, capsys, "fake/table2/market")[0] == {"table2/market:0": "new, cost unknown"}
+
+
+def test_a_run_made_here_costs_its_own_time_and_the_recorded_one_only_where_there_is_none(root, capsys):  # noqa: F811
+    recorded(root, "table4/mean", 0, 600)
+    recorded(root, "table4/mean", 0, 1200, "--results-dir", str(root / "runs"), folder="runs")
+    assert planned(root, capsys, "fake/table4/mean", where=())[0] == {"table4/mean:0": "done, took 20 min"}
+    other = planned(root, capsys, "fake/table4/mean", where=("--results-dir", str(root / "other")))
+    assert other[0] == {"table4/mean:0": "new, took 10 min"}
+
+
+def test_a_result_of_a_row_that_has_changed_says_nothing_of_its_cost(root, capsys):  # noqa: F811
+    recorded(root, "table4/mean", 0, 600, lr=0.4)
+    assert planned(root, capsys, "fake/table4/mean")[0] == {"table4/mean:0": "new, cost unknown"}
 
 
 def test_what_is_unknown_is_counted(root, capsys):  # noqa: F811

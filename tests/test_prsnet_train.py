@@ -282,6 +282,21 @@ def test_pictures_are_drawn(finetuned, best, data_dir, tmp_path, capsys):
     assert "the image's mean colour" in capsys.readouterr().out
 
 
+def test_a_row_of_pre_training_gives_its_weights_when_it_has_ended(tmp_path):
+    args = flags.train_args(["--row", "demo/pretrained", "--logs-dir", str(tmp_path)])
+    ends = flags.pretrain_args(["--row", args.weights]).epochs
+    folder = tmp_path / "prsnet/person_crops-synthetic-small" / args.weights / "seed0"
+    folder.mkdir(parents=True)
+    for name in ("best.pt", f"checkpoint_{ends - 1:04d}.pt"):
+        (folder / name).touch()
+    with pytest.raises(FileNotFoundError, match=f"row {args.weights} has left no checkpoint_{ends:04d}.pt"):
+        flags.weights_file(args, "market-synthetic-small")
+    (folder / f"checkpoint_{ends:04d}.pt").touch()
+    assert flags.weights_file(args, "market-synthetic-small") == folder / "best.pt"
+    with pytest.raises(FileNotFoundError, match="--synthetic medium"):
+        flags.weights_file(args, "market-synthetic-medium")
+
+
 # -------------------------------------------------------------------------------------------------------- wrong input
 
 
@@ -295,9 +310,8 @@ def test_pictures_are_drawn(finetuned, best, data_dir, tmp_path, capsys):
         (["--block", "v2"], "--block rep there, v2 here"),
         (["--model", "mae"], "--model prsnet there, mae here"),
         (["--size", "small"], "--size tiny there, small here"),
-        (["--bottleneck", "48"], "of another shape: proj.weight"),
         (["--weights", "nowhere.pt"], "neither a file nor a row of pre-training"),
-        (["--weights", "pretrain/prsnet"], "pre-train first with python prsnet/pretrain.py --row pretrain/prsnet"),
+        (["--weights", "pretrain/prsnet"], "run it first, to its end: python prsnet/pretrain.py --row pretrain/prsnet"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_with_the_remedy(data_dir, tmp_path, best, words, message):

@@ -208,19 +208,20 @@ def test_a_convnext_of_ours_starts_another_with_the_same_blocks_only(tmp_path):
         load_trunk(network, "imagenet")
 
 
-def test_prsnet_starts_from_a_pre_training_a_fine_tuning_and_one_without_projection(tmp_path):
+def test_prsnet_starts_from_a_fine_tuning_and_but_for_the_projection_from_a_pre_training(tmp_path):
     size = SIZES["tiny"]
     whole, bare = PRSNet(64, 32, "plain", size, 64), PRSNet(64, 32, "plain", size, size.dims[-1])
     tuned = prefixed(whole.encoder.state_dict(), "encoder.") | {"classifier.weight": torch.zeros(3, 64)}
-    for content in ({"state_dict": whole.state_dict()}, {"state_dict": tuned}, whole.encoder.state_dict()):
+    for content in ({"state_dict": tuned}, whole.encoder.state_dict()):
         encoder = Encoder("plain", size, 64)
         load_pretrained(encoder, save(content, tmp_path), {})
         assert_started(encoder.state_dict(), whole.encoder.state_dict())
-    encoder = Encoder("plain", size, 64)
-    before = encoder.proj.weight.clone()
-    load_pretrained(encoder, save({"state_dict": bare.state_dict()}, tmp_path), {})
-    assert torch.equal(encoder.proj.weight, before)
-    assert_started(encoder.stages.state_dict(), bare.encoder.stages.state_dict())
+    for network in (whole, bare):
+        encoder = Encoder("plain", size, 64)
+        before = encoder.proj.weight.clone()
+        load_pretrained(encoder, save({"state_dict": network.state_dict()}, tmp_path), {})
+        assert torch.equal(encoder.proj.weight, before)
+        assert_started(encoder.stages.state_dict(), network.encoder.stages.state_dict())
     (tmp_path / "best.pt").write_bytes((tmp_path / "w.pth").read_bytes())
     save({"state_dict": moved(whole.state_dict())}, tmp_path, "checkpoint_0009.pt")
     torch.nn.init.uniform_(encoder.stages[0][1].norm.weight)
