@@ -228,12 +228,17 @@ def test_one_step_of_finetuning_changes_every_parameter_and_padding_is_not_seen(
     assert moved[0] > 0.1 and moved[1] > 0.1 and moved[2] == 0  # by their own rate 0.5, whatever their weight 5e-4
 
 
-def test_weights_of_pretraining_arrive_in_the_encoder(best):
-    args = flags.train_args([*TINY, "--batch-size", "8", "--weights", str(best)])
-    model, *_ = train.build(args, RUN, 3, "market")
+def test_weights_of_pretraining_arrive_in_the_encoder_and_the_map_to_the_feature_is_a_new_one(best):
+    own, new = (
+        train.build(flags.train_args([*TINY, "--batch-size", "8", "--weights", w]), RUN, 3, "market")[0].state_dict()
+        for w in (str(best), "none")
+    )
     stored = {k: v for k, v in checkpoints.read(best)["state_dict"].items() if k.startswith("encoder.")}
-    own = {k: v for k, v in model.state_dict().items() if k.startswith("encoder.")}
-    assert own.keys() == stored.keys() and all(torch.equal(own[k], v) for k, v in stored.items())
+    projection = stored.pop("encoder.proj.weight")
+    assert stored.keys() == {k for k in own if k.startswith("encoder.")} - {"encoder.proj.weight"}
+    assert all(torch.equal(own[k], v) for k, v in stored.items())
+    assert float(own["encoder.proj.weight"].std() / new["encoder.proj.weight"].std()) == pytest.approx(1, rel=0.05)
+    assert not torch.equal(own["encoder.proj.weight"], projection)
 
 
 @pytest.mark.parametrize(
