@@ -34,11 +34,13 @@ def write(path: str | Path, blocks: Iterable[Tensor], rows: Sequence[dict], made
 
     Args: rows: N objects with "path" and "split", those of a split together; made_by: `own_images.origin`; forms: split
     -> form.
-    Memory: one block. Raises: ValueError for NaN or Inf, with the image, or another number of rows; OSError.
+    Memory: one block. Raises: ValueError for no features, another number of rows, NaN or Inf, with the image; OSError.
     """
     file, lines, about = names(path)
     blocks = iter(blocks)
-    first = next(blocks)  # before a folder is made
+    first = next(blocks, None)  # before a folder is made
+    if first is None:
+        raise ValueError(f"{file}: there are no features to write; describe at least one image")
     fresh = not file.parent.is_dir()
     file.parent.mkdir(parents=True, exist_ok=True)
     for torn in file.parent.glob(f"{file.name}.*.tmp"):  # of a writer that was killed
@@ -128,6 +130,8 @@ class Gallery(Sequence):
         return self.size
 
     def __getitem__(self, index: int) -> str:
+        if not 0 <= index < self.size:
+            raise IndexError(f"row {index} of {self.lines}: its gallery has {self.size}, counted from 0")
         start, stop = self.starts[self.first + index : self.first + index + 2]
         try:
             return json.loads(self.text[start:stop].tobytes())["path"]

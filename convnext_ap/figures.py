@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from common import inputs, runtime, transforms, visualize
 from convnext_ap import schedule, train
-from convnext_ap.test import load_network, open_test
+from convnext_ap.test import check_unseen, load_network, of_test, open_test
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,6 +57,7 @@ def erasing(args, out):
             "--data-dir",
             args.data_dir or "data",
             *(["--synthetic", args.synthetic] if args.synthetic else []),
+            *(["--split", args.split] if args.split else []),
             "--variant",
             "erase=1",
             "--cache",
@@ -64,7 +65,7 @@ def erasing(args, out):
         ]
     )
     run = runtime.start(flags, "convnext_ap")
-    data = inputs.dataset(run, flags.dataset)
+    data = train.load_data(run, flags)
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(data.train))[: args.n])
     store = inputs.open_images(run, [data.train[i] for i in chosen], args.height, args.width, name="erasing")
     pixels = store.gather(np.arange(len(chosen))).to(run.device)
@@ -104,10 +105,32 @@ def compare(args, out):
 
 
 def opened(args):
-    """Networks of all checkpoints on the device, and run, data and store as for the first."""
-    networks = [load_network(path)[:2] for path in args.checkpoint]
-    run, data, store = open_test(args, networks[0][1])
-    return [model.to(run.device, memory_format=torch.channels_last) for model, _ in networks], run, data, store
+    """Networks of all checkpoints on the device, by their names in the figure, and run, data and store.
+
+    Raises: ValueError if a network was trained with people of the test, or the checkpoints ask for other data or sizes.
+    """
+    networks = [load_network(path) for path in args.checkpoint]
+    settings = [of_test(args, trained) for _, trained, _ in networks]
+    check_alike({file: vars(own) for (*_, file), own in zip(networks, settings)})
+    run, data, store = open_test(settings[0])
+    found = {}
+    for model, trained, _ in networks:
+        name = f"{model.name}{check_unseen(run, data, trained)}"
+        name = name if name not in found else f"{name} ({len(found) + 1})"
+        found[name] = model.to(run.device, memory_format=torch.channels_last)
+    return found, run, data, store
+
+
+def check_alike(settings):
+    """Raises ValueError unless the checkpoints {file: what it would be measured on} agree in data and size."""
+    (first, wanted), *others = settings.items()
+    for file, own in others:
+        keys = ("dataset", "synthetic", "split", "height", "width")
+        if other := [f"{key} {wanted[key]} and {own[key]}" for key in keys if own[key] != wanted[key]]:
+            raise ValueError(
+                f"{first} and {file} would be drawn with {', '.join(other)}, and a figure shows one data set at one "
+                f"size: name the data with --dataset, --split, --synthetic or --real, and draw other sizes apart"
+            )
 
 
 def queries(args, data):
@@ -116,10 +139,11 @@ def queries(args, data):
 
 def ranks(args, out):
     """Figures 14 and 15: queries and their five nearest gallery images, green right, red wrong, junk left out."""
-    (model, *_), run, data, store = opened(args)
+    networks, run, data, store = opened(args)
+    name, model = next(iter(networks.items()))
     feats = train.features(run, model, store)["H"]
     number = "15" if data.name == "duke" else "14"
-    title = f"{model.name} on {inputs.data_name(data)}"
+    title = f"{name} on {inputs.data_name(data)}"
     path = out / f"figure{number}-{inputs.data_name(data)}.png"
     return visualize.data_rank_list(path, data, feats, queries(args, data), 5, title)
 
@@ -135,23 +159,22 @@ def heat(args, out):
 
     Paper silent: what its maps show; the channel norm of T is what its code base draws.
     """
-    models, run, data, store = opened(args)
+    networks, run, data, store = opened(args)
     pixels = store.gather(queries(args, data)).to(run.device)
     columns = [list(pixels.cpu())]
-    for model in models:
+    for model in networks.values():
         maps = response(model, transforms.normalize(pixels))
         columns.append([visualize.heat_map(image, m) for image, m in zip(pixels.cpu(), maps.cpu())])
-    names = ["image", *(model.name for model in models)]
+    names = ["image", *networks]
     return visualize.grid(out / f"figure16-{inputs.data_name(data)}.png", list(zip(*columns)), column_titles=names)
 
 
 def cmc(args, out):
     """Figure 17: CMC curves of all networks, mAP in the legend."""
-    models, run, data, store = opened(args)
-    found = {}
-    for model in models:
-        name = model.name if model.name not in found else f"{model.name} ({len(found) + 1})"
-        found[name] = inputs.rank_metrics(data, train.features(run, model, store)["H"])
+    networks, run, data, store = opened(args)
+    found = {
+        name: inputs.rank_metrics(data, train.features(run, model, store)["H"]) for name, model in networks.items()
+    }
     return visualize.cmc_curve(
         out / f"figure17-{inputs.data_name(data)}.png",
         {k: m.cmc for k, m in found.items()},
@@ -162,7 +185,8 @@ def cmc(args, out):
 
 def parts(args, out):
     """Figure 7 on images: the probability of every part at every position, Eq. (1), one map a part."""
-    (model, *_), run, data, store = opened(args)
+    networks, run, data, store = opened(args)
+    model = next(iter(networks.values()))
     if model.assign is None:
         raise ValueError(f"{args.checkpoint[0]} is a {model.name}, which has no parts; give a -P or -AP checkpoint")
     pixels = store.gather(queries(args, data)).to(run.device)

@@ -27,7 +27,7 @@ from common import checkpoints, inputs, own_images, processes, runtime, visualiz
 from convnext_ap import schedule
 from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant
-from convnext_ap.train import build_model, features, make_plan
+from convnext_ap.train import build_model, features, load_data, make_plan
 
 FORM = "descriptor H, image and mirror image"
 
@@ -48,14 +48,18 @@ def load_network(path: str) -> tuple[ConvNeXtAP, dict, Path]:
     return model.eval(), state["args"], file
 
 
-def open_test(args: Namespace, trained: dict) -> tuple:
-    """Run, data set and store of query + gallery, as the flags say, or the training where they are silent."""
+def of_test(args: Namespace, trained: dict) -> Namespace:
+    """What to measure on, as the flags say, or the training where they are silent."""
     settings = flags.of_test(args, trained, "split")
     if args.split is None and args.dataset not in (None, trained["dataset"]):  # another data set: its usual boxes
         settings.split = "detected" if args.dataset == "cuhk03" else None
+    return settings
+
+
+def open_test(settings: Namespace) -> tuple:
+    """Run, data set and store of query + gallery of what `of_test` says."""
     run = runtime.start(settings, "convnext_ap")
-    data = inputs.dataset(run, settings.dataset, **({"split": settings.split} if settings.split else {}))
-    size = trained["height"], trained["width"]
+    data, size = load_data(run, settings), (settings.height, settings.width)
     return run, data, inputs.open_images(run, data.query + data.gallery, *size, name=f"{data.name} test")
 
 
@@ -79,7 +83,7 @@ def main(args):
         return own_images.run(
             args, descriptor, own_images.origin("convnext_ap", model, trained), Path(args.out or file.parent)
         )
-    run, data, store = open_test(args, trained)
+    run, data, store = open_test(of_test(args, trained))
     remark = check_unseen(run, data, trained)
     model = model.to(run.device, memory_format=torch.channels_last)
     feats = features(run, model, store)

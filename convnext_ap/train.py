@@ -44,6 +44,11 @@ from convnext_ap.metrics import trapezoid_map
 from convnext_ap.model import ConvNeXtAP, Embedding, check_variant, load_trunk
 
 
+def load_data(run, args: Namespace) -> datasets.Dataset:
+    """The data set of the flags, of CUHK03 with the boxes that --split names."""
+    return inputs.dataset(run, args.dataset, **({"split": args.split} if args.split else {}))
+
+
 def build_model(args: Namespace, num_classes: int) -> ConvNeXtAP:
     """The network of the flags, with random weights."""
     v = variants(args)
@@ -246,7 +251,7 @@ def check_resumed(run):
 
 def main(args):
     run = runtime.start(args, "convnext_ap")
-    data = inputs.dataset(run, args.dataset, **({"split": args.split} if args.split else {}))
+    data = load_data(run, args)
     log_folder.open_log(run, inputs.data_name(data))
     size, plan = (args.height, args.width), make_plan(args)
     store = inputs.open_images(run, data.train, *size, name=f"{data.name} train")
@@ -267,8 +272,10 @@ def main(args):
     for epoch in range(first, plan.total):
         runtime.seed_epoch(run, epoch)
         if schedule.stage_of(epoch, plan) != stage:
-            stage = schedule.stage_of(epoch, plan)
-            network = enter(run, model, optimizer, stage, fresh=epoch > 0 and schedule.ends_stage(epoch - 1, plan))
+            stage, fresh = schedule.stage_of(epoch, plan), epoch > 0 and schedule.ends_stage(epoch - 1, plan)
+            if fresh:  # here and not behind `save`: also after a resume, if the process ended between the two
+                keep(run, schedule.stage_of(epoch - 1, plan), epoch, resumed=epoch == first)
+            network = enter(run, model, optimizer, stage, fresh)
         batches = index_batches(args, run, labels, epoch)
         shown = stream(run, store, labels, batches, augment, runtime.generator(run, epoch))
         objective = make_objective(args, stage)
@@ -281,8 +288,6 @@ def main(args):
             stats.update(found)
             run.extra.update({stage: found} if ends else {})
         log_folder.save(run, epoch + 1, network, optimizer, scheduler, grad_scaler, stats)
-        if ends and not last:
-            keep(run, stage)
     metrics = {**run.extra[schedule.stage_of(plan.total - 1, plan)], **earlier(run.extra, plan)}
     protocol = {**inputs.MARKET_PROTOCOL, "descriptor": "H", "flip": True, "split": args.split}
     path = runtime.record(run, metrics, inputs.describe(data), protocol, epoch=plan.total)
@@ -306,11 +311,16 @@ def make_augment(args):
     )
 
 
-def keep(run, stage):
-    """Copy the checkpoint just written to <stage>.pt, which no later epoch replaces."""
+def keep(run, stage, epoch, resumed):
+    """Copy the checkpoint after `epoch` epochs, with which a stage ended, to <stage>.pt, which no later epoch replaces.
+
+    resumed: this process did not write it but began with it, from wherever --resume found it.
+    """
     if run.main:
-        newest = runfiles.newest(run.log_dir)
-        runfiles.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(newest.read_bytes()))
+        named = resumed and run.args["resume"] != "auto"
+        source = Path(run.args["resume"]) if named else run.log_dir / f"checkpoint_{epoch:04d}.pt"
+        content = source.read_bytes()
+        runfiles.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(content))
 
 
 def earlier(extra, plan) -> dict:

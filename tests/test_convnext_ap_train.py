@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, script, write_market
 from PIL import Image
 from scipy.io import savemat
 
-from common import checkpoints, runfiles, runtime, transforms
+from common import checkpoints, inputs, records, runfiles, runtime, transforms
 from common.images import ImageStore
+from convnext_ap import figures, train
 from convnext_ap import test as testing
-from convnext_ap import train
 
 TINY = ["--trunk", "tiny", "--height", 96, "--width", 32, "--parts", 3, "--batch-size", 8, "--num-instances", 2,
         "--epochs", 2, "--rpp-epochs", 1, "--joint-epochs", 1, "--warmup", 1, "--iters", 2, "--workers", 1]  # fmt: skip
@@ -34,7 +34,7 @@ def log_dir(out):
     return found
 
 
-def write_cuhk03(root, original=False):
+def write_cuhk03(root, original=False, split="detected"):
     """A miniature of CUHK03-NP, or of the original images with the new protocol's list: 8 people, 3 images a view."""
     draw = np.random.default_rng(0)
     names, labels, parts = [], [], {"train": [], "query": [], "gallery": []}
@@ -48,7 +48,7 @@ def write_cuhk03(root, original=False):
                 folder, name = root / "cuhk03/images_detected", f"1_{pid:03d}_{view}_{n + 1:02d}.png"
             else:
                 box = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}[part]
-                folder, name = root / f"cuhk03-np/detected/{box}", f"{pid:04d}_c{view}_{n + 1}.png"
+                folder, name = root / f"cuhk03-np/{split}/{box}", f"{pid:04d}_c{view}_{n + 1}.png"
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / name)
             names.append(name), labels.append(pid), parts[part].append(len(names))
@@ -112,6 +112,29 @@ def test_a_run_stopped_in_a_later_stage_continues_to_the_bit(market_dir, trained
     assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
     assert result(trained[0])["metrics"] == result(tmp_path / "again")["metrics"]
     assert (log_dir(trained[0]) / "log.jsonl").read_text() == (folder / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["killed", "from a file elsewhere"])
+def test_a_run_continued_where_a_stage_begins_keeps_the_stage_before(market_dir, trained, tmp_path, elsewhere):
+    old = log_dir(trained[0])
+    flags = ["--resume"]
+    if elsewhere:
+        flags = ["--resume", old / "assign.pt"]
+    else:  # as if killed between the checkpoint of epoch 3 and its copy
+        shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+        for name in ("checkpoint_0004.pt", "assign.pt"):
+            (log_dir(tmp_path) / name).unlink()
+    train.main(train.parse_args([str(word) for word in command(market_dir, tmp_path, *flags)[1:]]))
+    assert (log_dir(tmp_path) / "assign.pt").read_bytes() == (old / "checkpoint_0003.pt").read_bytes()
+    assert checkpoints.read(log_dir(tmp_path) / "checkpoint_0004.pt")["epoch"] == 4
+
+
+def test_rows_of_open_questions_train_as_long_as_the_main_row_and_none_ends_as_its_first_stage():
+    main = train.make_plan(train.parse_args(["--row", "table4/market/ap"]))
+    rows = [row for row in records.load_rows(ROOT / "convnext_ap") if row.startswith("extra/")]
+    plans = {row: train.make_plan(train.parse_args(["--row", row])) for row in rows}
+    assert {plan.total for plan in plans.values()} == {main.total}
+    assert {row for row, plan in plans.items() if plan.epochs != main.epochs} == {"extra/rpp=off"}
 
 
 def store_of(pixels):
@@ -240,8 +263,6 @@ def test_the_checkpoint_before_refinement_is_read_in_its_stage(trained):
     ("lr", "figure2.png"), ("erasing", "figure3.png"), ("compare", "figure13.png"), ("ranks", "figure14-market.png"),
     ("heat", "figure16-market.png"), ("cmc", "figure17-market.png"), ("parts", "figure7-market.png")])  # fmt: skip
 def test_every_figure_is_drawn(market_dir, trained, tmp_path, monkeypatch, figure, file):
-    from convnext_ap import figures
-
     monkeypatch.chdir(tmp_path)
     words = [figure, "--out", str(tmp_path), "-n", "2", "-j", "1", "--data-dir", str(market_dir)]
     if figure in ("ranks", "heat", "cmc", "parts"):
@@ -250,6 +271,52 @@ def test_every_figure_is_drawn(market_dir, trained, tmp_path, monkeypatch, figur
     args.logs_dir = str(tmp_path)
     figures.main(args)
     with Image.open(tmp_path / file) as picture:
+        assert min(picture.size) > 100
+
+
+def drawn(tmp_path, *words):
+    figures.main(figures.parse_args([*map(str, words), "--out", str(tmp_path / "out"), "-n", "1", "-j", "1"]))
+
+
+def changed(checkpoint, file, **flags):
+    """A checkpoint as of a training with other flags; its file."""
+    state = checkpoints.read(checkpoint)
+    torch.save({**state, "args": {**state["args"], **flags}}, file)
+    return file
+
+
+@pytest.mark.parametrize("figure", ["ranks", "heat", "cmc", "parts"])
+def test_no_figure_shows_people_that_a_network_was_trained_with(trained, tmp_path, figure):
+    newest = runfiles.newest(log_dir(trained[0]))
+    flags = {"synthetic": "small", "data_name": "market-synthetic-small"}
+    small = changed(newest, tmp_path / "small.pt", **flags)
+    (write_market(tmp_path) / "market1501/SYNTHETIC").write_text('{"size": "medium", "seed": 0}')
+    with pytest.raises(ValueError, match="same people, so some of these were trained with; measure with --synthetic s"):
+        drawn(tmp_path, figure, "--checkpoint", newest, small, "--real", "--data-dir", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_has_one_data_set_and_one_size(trained, tmp_path):
+    newest = runfiles.newest(log_dir(trained[0]))
+    for flags, said in (
+        ({"height": 128, "width": 64}, "height 96 and 128, width 32 and 64"),
+        ({"dataset": "cuhk03", "split": "labeled"}, "dataset market and cuhk03, split None and labeled"),
+        ({"synthetic": "small"}, "synthetic None and small"),
+    ):
+        other = changed(newest, tmp_path / "other.pt", **flags)
+        with pytest.raises(ValueError, match=f"checkpoint_0004.pt and .*other.pt would be drawn with {said}, and a"):
+            drawn(tmp_path, "cmc", "--checkpoint", newest, other)
+
+
+def test_the_figure_of_erasing_shows_the_boxes_of_its_split(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        inputs, "open_images", lambda *a, real=inputs.open_images, **k: seen.extend(a[1]) or real(*a, **k)
+    )
+    write_cuhk03(tmp_path, split="labeled")  # alone: the usual ones are not there
+    drawn(tmp_path, "erasing", "-d", "cuhk03", "--split", "labeled", "--data-dir", tmp_path)
+    assert seen and all("/labeled/" in sample.path for sample in seen)
+    with Image.open(tmp_path / "out/figure3.png") as picture:
         assert min(picture.size) > 100
 
 

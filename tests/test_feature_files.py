@@ -144,6 +144,23 @@ def test_a_damaged_line_is_named(tmp_path):
         gallery[3]
 
 
+def test_a_gallery_is_a_sequence_of_its_own_rows_alone(tmp_path):
+    rows = [{"path": f"people/q{n}.jpg", "split": "query"} for n in range(2)] + ROWS
+    feature_files.write(tmp_path, [torch.rand(7, 3)], rows, ORIGIN, {"query": Mean.form, "gallery": Mean.form})
+    gallery = read(tmp_path)
+    assert list(gallery) == [row["path"] for row in ROWS] and list(reversed(gallery)) == list(gallery)[::-1]
+    assert "people/4.jpg" in gallery and "people/q1.jpg" not in gallery
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match=f"row {index} of .*features.jsonl: its gallery has 5"):
+            gallery[index]
+
+
+def test_no_features_at_all_are_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match="new.features.npy: there are no features to write; describe at least one"):
+        write(tmp_path / "new", [], [])
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("block", [OSError("disk is gone"), torch.full((2, 3), torch.nan), torch.rand(1, 3)], ids=str)
 def test_a_description_that_fails_leaves_the_older_one_and_no_new_folder(tmp_path, block):
     def blocks():
