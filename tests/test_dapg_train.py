@@ -205,7 +205,7 @@ def test_bad_input_is_one_sentence(home, trunk, tmp_path, capsys):
     assert "2 of 100 tensors missing: layer2.0.bn1.weight, layer4.1.conv2.weight" in said
     said = refusal(capsys, home, *agw, "--weights", "weights/vtbr.pth")
     assert "no file weights/vtbr.pth" in said and "README" in said
-    assert "run it first: python dapg/train.py --row generate/market" in refusal(capsys, home, "--stage", "align")
+    assert "to its end: python dapg/train.py --row generate/market" in refusal(capsys, home, "--stage", "align")
 
 
 @pytest.mark.parametrize(

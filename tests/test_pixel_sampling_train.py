@@ -264,7 +264,7 @@ def test_a_network_starts_from_the_last_checkpoint_of_a_finished_row_alone(tmp_p
     folder = tmp_path / "pixel_sampling" / "prcc-synthetic-medium" / "cpu/table2/bot" / "seed0"
     folder.mkdir(parents=True)
     checkpoints.write(folder, 14, {"state_dict": {}})  # of 15 epochs
-    with pytest.raises(FileNotFoundError, match="run it first: python pixel_sampling/train.py --row cpu/table2/bot"):
+    with pytest.raises(FileNotFoundError, match="to its end: python pixel_sampling/train.py --row cpu/table2/bot"):
         train.initial_weights(args)
     donor = model.build("bot", 5, "resnet18")
     path = checkpoints.write(folder, 15, {"state_dict": donor.state_dict()})
