@@ -25,7 +25,7 @@ def write(folder: Path, epoch: int, state: dict, keep: int = 2) -> Path:
 
     Raises: OSError naming the path and the bytes needed when it cannot be written; older files stay as they were.
     """
-    path = folder / f"checkpoint_{epoch:04d}.pt"
+    path = folder / runfiles.name_of(epoch)
     replace(path, lambda file: torch.save(state, file))
     for old in [p for p in listed(folder) if epoch_of(p) <= epoch][:-keep]:
         old.unlink()

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import shlex
 import sys
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import commandline, datasets, records, runfiles
+from common.datasets import base
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = "runs"  # folder of the repository for the result files of a user, beside the recorded ones in results
@@ -252,8 +252,7 @@ def content(path: Path) -> str | None:
         if path.is_dir() and (checkpoint := runfiles.newest(path)):
             path = checkpoint
         if path.is_dir():
-            rows = sorted([f.relative_to(path).as_posix(), f.stat().st_size] for f in path.rglob("*") if f.is_file())
-            return f"folder:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
+            return f"folder:{base.digest({str(f) for f in path.rglob('*') if f.is_file()}, path)[:16]}"
         status = path.stat()
         return f"file:{_digest(path.resolve(), status.st_size, status.st_mtime_ns)}"
     except OSError:

@@ -91,6 +91,11 @@ def of_row(
     return found[0]
 
 
+def name_of(epoch: int) -> str:
+    """The name of the checkpoint after `epoch` epochs; `epoch_of` is the way back."""
+    return f"checkpoint_{epoch:04d}.pt"
+
+
 def epoch_of(path: Path) -> int:
     """The epoch in the name of one of the files of `listed`."""
     return int(OWN.fullmatch(path.name)[1])

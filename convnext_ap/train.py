@@ -318,7 +318,7 @@ def keep(run, stage, epoch, resumed):
     """
     if run.main:
         named = resumed and run.args["resume"] != "auto"
-        source = Path(run.args["resume"]) if named else run.log_dir / f"checkpoint_{epoch:04d}.pt"
+        source = Path(run.args["resume"]) if named else run.log_dir / runfiles.name_of(epoch)
         content = source.read_bytes()
         runfiles.replace(run.log_dir / f"{stage}.pt", lambda file: file.write(content))
 

@@ -45,7 +45,7 @@ def initial_weights(args) -> str:
     if not args.weights.startswith("row:"):
         return args.weights
     row = args.weights[4:]
-    last = f"checkpoint_{parse_args(['--row', row]).epochs:04d}.pt"
+    last = runfiles.name_of(parse_args(["--row", row]).epochs)
     return str(runfiles.of_row("pixel_sampling", row, last, args.logs_dir, args.synthetic))
 
 

@@ -229,10 +229,8 @@ def weights_file(args: Namespace, data_name: str) -> Path | None:
             )
         best = path / "best.pt"
         return best if best.is_file() else runfiles.checkpoint(path)
-    last, size = (
-        f"checkpoint_{pretrain_args(['--row', args.weights]).epochs:04d}.pt",
-        data_name.partition("-synthetic-")[2],
-    )
+    last = runfiles.name_of(pretrain_args(["--row", args.weights]).epochs)
+    size = data_name.partition("-synthetic-")[2]
     return runfiles.of_row("prsnet", args.weights, last, args.logs_dir, size, "pretrain.py").with_name("best.pt")
 
 

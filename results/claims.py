@@ -165,11 +165,12 @@ class _Runs:
 
     def of(self, row: str) -> list[Result]:
         """The results of a row with its own flags, on the data that these name."""
+        size = schema.own_args(self.root, self.project, row, self.rows[row]).get("synthetic") or ""
         return [
             result
             for result in self.results
             if result.row == row
-            and result.size == (self._args(row).get("synthetic") or "")
+            and result.size == size
             and not schema.foreign_flags(result, self.root, self.rows[row])
             and not schema.other_data(result)
         ]
@@ -189,9 +190,6 @@ class _Runs:
                     f"python results/baselines.py {self.project}/{row} --seeds {result.seed}"
                 )
         return found
-
-    def _args(self, row: str) -> dict:
-        return vars(schema.row_args(self.root, self.project, self.rows[row].get("script", "train.py"), ("--row", row)))
 
 
 def _claim(where: str, name: str, spec: dict, runs: _Runs) -> Claim:

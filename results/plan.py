@@ -154,11 +154,9 @@ def planned_one(root: Path, spec: dict, args: argparse.Namespace, project: str, 
     size, results_dir = expected.get("synthetic") or "", args.results_dir or root / flags.RUNS
     done, job.remark = _found(results_dir, job, expected, size)
     if done:
-        other = apart(done)
-        job.status, job.remark = (
-            "done",
-            other and f"{other}; for other images give another --logs-dir and --results-dir",
-        )
+        job.status = "done"
+        if other := apart(done):
+            job.remark = f"{other}; for other images give another --logs-dir and --results-dir"
         return job
     folders = _files(args.logs_dir or root / "logs", job, f"seed{seed}")
     begun = [runfiles.newest(path) for path in folders if schema.synthetic_size(_data_of(path, job.folder)) == size]

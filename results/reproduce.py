@@ -132,7 +132,7 @@ def listing(root: Path, rows: dict[str, dict], chosen: list[tuple[str, str]], re
 
 def needed(root: Path, project: str, row: str, spec: dict) -> str:
     """Data set, initial weights and earlier rows of a row, as its script's flags and experiments.yaml say."""
-    args = vars(schema.row_args(root, project, spec.get("script", "train.py"), ("--row", row)))
+    args = schema.own_args(root, project, row, spec)
     data = [args.get("dataset"), args["source"] if args.get("source") in datasets.NAMES else None]
     if args.get("synthetic"):
         text = f"no data set: it renders {args.get('dataset') or 'people'} {args['synthetic']} by itself"

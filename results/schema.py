@@ -206,8 +206,7 @@ def foreign_flags(result: Result, root: Path, row: dict, but: Container[str] = (
     """The method flags, `but` these, in which a result departs from its row, as text ("--epochs 5 (row: 60)"); "" when
     it is the row's own.
     """
-    expected = row_args(Path(root), result.content["project"], row.get("script", "train.py"), ("--row", result.row))
-    changed = differences(result.content["args"], vars(expected))
+    changed = differences(result.content["args"], own_args(root, result.content["project"], result.row, row))
     return ", ".join(
         f"--{key.replace('_', '-')} {was} (row: {own})" for key, (was, own) in changed.items() if key not in but
     )
@@ -222,6 +221,11 @@ def other_data(result: Result) -> str:
         return ""
     known = "other data" if "published" in data else "data that are not known to be the published ones"
     return f"{known} ({data['images']} images, {data['ids']} people)"
+
+
+def own_args(root: Path, project: str, name: str, row: dict) -> dict:
+    """All flags of a row without any beside it. Raises: Refused with the parser's message."""
+    return vars(row_args(Path(root), project, row.get("script", "train.py"), ("--row", name)))
 
 
 @cache
