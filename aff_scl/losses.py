@@ -184,7 +184,7 @@ class Memory:
     def from_features(cls, feats, labels, momentum=0.1, hard_init="mean", hard_ref="mean", num_classes=None):
         """Memory of the classes of extracted features; feats (N, D), labels (N,), -1 ignored; raises as class_means.
 
-        hard_init: "mean", both memories start at the class means (Paper silent: as in HHCL); "hardest", q_hard
+        hard_init: "mean", both memories start at the class means (Deviation: as in HHCL); "hardest", q_hard
         starts at the member least similar to the mean, the first of equals (sec. 3.4.2 read literally).
         """
         if hard_init not in ("mean", "hardest"):
