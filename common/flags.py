@@ -33,8 +33,11 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def add_run_flags(parser: ArgumentParser) -> None:
-    """Add the flags that mean the same in every script: where data, logs and results are, and how to execute."""
+def add_run_flags(parser: ArgumentParser, row_weights: bool = False) -> None:
+    """Add the flags that mean the same in every script: where data, logs and results are, and how to execute.
+
+    row_weights: this script's --weights takes row:NAME too.
+    """
     data = parser.add_argument_group("data location")
     data.add_argument("--data-dir", default="data", help="folder that holds the data sets (README, Datasets)")
     data.add_argument("--synthetic", choices=SYNTHETIC, help="write and use synthetic people instead of real data")
@@ -54,7 +57,9 @@ def add_run_flags(parser: ArgumentParser) -> None:
     run.add_argument(
         "--resume", nargs="?", const="auto", help="continue: the newest checkpoint of this run, or the one given"
     )
-    run.add_argument("--weights", default="imagenet", help="imagenet (downloaded by torchvision), none, or a file")
+    rows = "; or row:NAME, what seed 0 of that finished row left" if row_weights else ""
+    text = f"imagenet (downloaded by torchvision), none, a file or a log folder{rows}"
+    run.add_argument("--weights", default="imagenet", help=text)
     run.add_argument("--amp", choices=AMP, default="off", help="autocast precision of the network")
     run.add_argument("--compile", action="store_true", help="torch.compile the network")
     run.add_argument(

@@ -32,6 +32,8 @@ def replace(path: Path, write_to) -> None:
         reason = (
             error.__context__ if isinstance(error, RuntimeError) else error
         )  # torch.save closes its archive over a failed write
+        if isinstance(reason, (SystemExit, KeyboardInterrupt)):  # a signal that came while torch.save wrote
+            raise reason from None
         if not isinstance(reason, OSError):
             raise
         raise OSError(

@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--iters", type=int, help="at most this many steps an epoch")
     add("--lr", type=float, help="default: 0.0075 Adam; gan 2e-4; agw, cil 0.1 SGD; baselines SGD")
     add("--weight-decay", type=float, help="default: 0; baselines 1e-4; agw, cil 5e-4")
-    flags.add_run_flags(parser)
+    flags.add_run_flags(parser, row_weights=True)
     parser.set_defaults(weights=None, cache=None)
     args = flags.parse(parser, "dapg", argv, complete, files=("weights", "source", "variant"))
     try:

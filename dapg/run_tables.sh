@@ -5,8 +5,9 @@
 #   bash dapg/run_tables.sh /data agw/ours --gpus 4 -- --workers 16
 # PART: a line of Tables I and II (agw/ours), all lines of a method (agw), table3, or a row; "": everything.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 data=${1:?usage: bash dapg/run_tables.sh DATA_DIR [PART] [flags of reproduce.py] [-- flags of train.py]}
+[[ $data = /* ]] || data=$PWD/$data
+cd "$(dirname "$0")/.."
 part=${2:-}
 part=${part%/}
 shift $(($# < 2 ? $# : 2))

@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("evaluation").add_argument
     add("--eval-period", type=int, default=5, help="epochs between evaluations")
     flags.choice(add, "--selection", "last test-best", "what the result file reports; test-best is the authors' rule")
-    flags.add_run_flags(parser)
+    flags.add_run_flags(parser, row_weights=True)
     return flags.parse(parser, "pixel_sampling", argv, complete)
 
 

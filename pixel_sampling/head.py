@@ -13,7 +13,7 @@ def head_boxes(parts: Tensor) -> Tensor:
     """Boxes (B, 4) int64 (top, bottom, left, right), ends exclusive, around the head pixels of parts (B, H, W).
 
     Rows [min - 10, max + 10) and the same for columns, clipped; with fewer than 5 head pixels rows 0..63, columns
-    32..95. All numbers are for 256 x 128 and scale with the map.
+    32..95. Rows, columns and margins are for 256 x 128 and scale with the map.
     """
     _, height, width = parts.shape
     margin, mask = round(MARGIN * height / 256), parts == HEAD

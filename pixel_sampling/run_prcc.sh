@@ -3,15 +3,18 @@
 # not stop those after it; the exit status is then 1.
 #   bash pixel_sampling/run_prcc.sh /data CHECKPOINT      folder that holds prcc/rgb; the official ATR checkpoint
 set -euo pipefail
+data=${1:?folder that holds prcc}
+checkpoint=${2:-}
+[[ $data = /* ]] || data=$PWD/$data
+[[ -z $checkpoint || $checkpoint = /* ]] || checkpoint=$PWD/$checkpoint
 cd "$(dirname "$0")/.."
-DATA=${1:?folder that holds prcc}
-if ! compgen -G "$DATA/[pP][rR][cC][cC]/mask" > /dev/null || [ $# -ge 2 ]; then
-  python -m pixel_sampling.parse --root "$DATA" --ckpt "${2:?official ATR checkpoint of SCHP}" --overlays 32
+if [[ -n $checkpoint ]] || ! compgen -G "$data/[pP][rR][cC][cC]/mask" > /dev/null; then
+  python -m pixel_sampling.parse --root "$data" --ckpt "${checkpoint:?official ATR checkpoint of SCHP}" --overlays 32
 fi
 failed=0
 reproduce() {
   local status=0
-  python results/reproduce.py "$@" --data-dir "$DATA" --seeds 0 1 2 || status=$?
+  python results/reproduce.py "$@" --data-dir "$data" --seeds 0 1 2 || status=$?
   if [ "$status" -eq 130 ]; then exit 130; fi      # interrupted
   if [ "$status" -ne 0 ]; then failed=1; fi
 }

@@ -162,7 +162,7 @@ def titled(network, trained: dict) -> str:
 
 
 def figure4(args) -> list[Path]:
-    """Columns: image, the networks of --against, ours; heat over the image, half and half."""
+    """Columns: image, the networks of --against, ours, each fed at its own size; heat over the image, half and half."""
     loaded = [load_network(path) for path in [*args.against, args.checkpoint]]
     if any(trained["arch"].startswith("head") for _, trained, _ in loaded):
         raise ValueError("figure 4 draws networks of whole images; the head networks look at crops")
@@ -170,13 +170,17 @@ def figure4(args) -> list[Path]:
     samples = data.train if args.split == "train" else data.query
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(samples))[: args.number])
     known = torch.from_numpy(datasets.labels(data.train)[chosen]).to(run.device) if args.split == "train" else None
-    size = loaded[-1][1]["height"], loaded[-1][1]["width"]
-    pixels = images.open_images([samples[i].path for i in chosen], *size, interpolation="bilinear", cache="off").gather(
-        np.arange(len(chosen))
-    )
-    pictures, x = [p.permute(1, 2, 0).numpy() for p in pixels], transforms.normalize(pixels.to(run.device))
+    paths = [samples[i].path for i in chosen]
+
+    def opened(trained: dict) -> torch.Tensor:
+        """The images at the size of one network."""
+        size = trained["height"], trained["width"]
+        return images.open_images(paths, *size, interpolation="bilinear", cache="off").gather(np.arange(len(paths)))
+
+    pictures = [p.permute(1, 2, 0).numpy() for p in opened(loaded[-1][1])]
     columns, names = [pictures], ["image"]
     for network, trained, _ in loaded:
+        x = transforms.normalize(opened(trained).to(run.device))
         maps, _ = activation_maps(network.to(run.device), x, known, args.cam == "neck")
         columns.append([visualize.heat_map(p, m.cpu().numpy(), scale=False) for p, m in zip(pictures, maps)])
         names.append(titled(network, trained))

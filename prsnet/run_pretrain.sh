@@ -5,6 +5,9 @@
 # As it stands it is row pretrain/prsnet (or pretrain/mae), where prsnet/train.py looks for weights. With EPOCHS, BATCH or
 # other flags it is a training of its own, in a folder custom-...; its last line is the fine-tuning that starts from it.
 set -euo pipefail
+for folder in DATA OUT; do
+    [[ -z ${!folder:-} || ${!folder} = /* ]] || declare "$folder=$PWD/${!folder}"
+done
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 MODEL=${MODEL:-prsnet}

@@ -111,7 +111,7 @@ for word in "$@"; do [ "$word" = "${FAILS:-}" ] && exit "$CODE"; done; exit 0
 """  # a question of a script is answered with 1, every other call is written down; those with the word FAILS fail
 
 
-def shell_calls(words, given, status=0):
+def shell_calls(words, given, status=0, cwd=ROOT):
     """The calls of python and torchrun that a shell script makes until it ends with `status`, run with stand-ins:
     [[program, word, ..]].
     """
@@ -122,7 +122,7 @@ def shell_calls(words, given, status=0):
         record = Path(folder) / "calls"
         place = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "RECORD": str(record), **given}
         done = subprocess.run(
-            ["bash", *words], cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True, check=False
+            ["bash", *words], cwd=cwd, env={**os.environ, **place}, capture_output=True, text=True, check=False
         )
         assert done.returncode == status, f"bash {shlex.join(words)}: {done.stderr}"
         return [call.split("\037") for call in record.read_text().split("\036")[:-1]]
@@ -174,12 +174,24 @@ def test_a_shell_script_is_checked_by_the_calls_it_makes(tmp_path):
         parse(f"bash {script}")
 
 
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*/run_*.sh")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shell_script_takes_folders_from_where_it_is_called(script, tmp_path):
+    if script.name == "run_chain.sh":
+        pytest.skip("its folders are flags of train.py")
+    words, given = ["market", "schp.pth"][: 2 if script.name == "run_prcc.sh" else 1], {}
+    if script.name == "run_pretrain.sh":
+        words, given = [], {"DATA": "market", "OUT": "left"}
+    expected = {f"{tmp_path}/{word}" for word in [*words, *given.values()]}
+    said = {word for call in shell_calls([str(script), *words], given, cwd=tmp_path) for word in call}
+    assert expected <= said and not {*words, *given.values()} & said
+
+
 def test_the_tables_after_a_failed_one_run_and_an_interrupt_ends_them():
     words, fails = ["pixel_sampling/run_prcc.sh", "/data", "schp.pth"], {"FAILS": "pixel_sampling/T2-c"}
     whole = shell_calls(words, {})
     assert len(whole) == 5 and shell_calls(words, {**fails, "CODE": "1"}, 1) == whole
     assert shell_calls(words, {**fails, "CODE": "130"}, 130) == whole[:2]
-    assert len(shell_calls(words, {"FAILS": "schp.pth", "CODE": "2"}, 2)) == 1  # nothing trains without parsings
+    assert len(shell_calls(words, {"FAILS": f"{ROOT}/schp.pth", "CODE": "2"}, 2)) == 1  # nothing trains without parsings
     assert shell_calls(words, {"FAILS": "results/render.py", "CODE": "1"}, 1) == whole
 
 

@@ -167,9 +167,9 @@ def test_training_killed_with_signal_9_continues_to_the_quiet_runs_numbers(data_
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
-def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data_dir, tmp_path, capsys):
+def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data_dir, tmp_path, capsys, monkeypatch):
     ours, _ = run(data_dir, tmp_path / "ours")
-    run(data_dir, tmp_path / "hpm", "--arch", "hpm", "--consistency", "none")
+    run(data_dir, tmp_path / "hpm", "--arch", "hpm", "--consistency", "none", "--height", "96", "--width", "48")
     folders = {
         name: str(next((tmp_path / name / "logs").rglob("checkpoint_0001.pt")).parent) for name in ("ours", "hpm")
     }
@@ -186,6 +186,13 @@ def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data
         assert (row["mAP"] == "") == (protocol == "single10") == (row["mrr"] != "")
     flags = ["--data-dir", str(data_dir), "--out", str(tmp_path / "figures"), "-j", "1"]
     networks = ["--checkpoint", folders["ours"], "--against", folders["hpm"], "--number", "3"]
+    fed, maps_of = [], visualize.activation_maps
+
+    def seen(network, x, *of):
+        fed.append(tuple(x.shape[2:]))
+        return maps_of(network, x, *of)
+
+    monkeypatch.setattr(visualize, "activation_maps", seen)
     capsys.readouterr()
     for figure in (
         ["1", "--number", "5"],
@@ -195,6 +202,8 @@ def test_checkpoint_evaluates_to_the_recorded_metrics_and_draws_the_figures(data
         ["5", *networks, "--query", "same"],
     ):
         visualize.main(visualize.parse_args([*figure, *flags]))
+    size = ours["args"]["height"], ours["args"]["width"]
+    assert fed == [(96, 48), size] * 2  # each network at its own
     drawn = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
     assert len(drawn) >= 8
     for path in drawn:

@@ -227,6 +227,29 @@ def test_two_processes_of_one_number_write_to_two_temporary_files(tmp_path, monk
     assert seen[0] != seen[1] and (tmp_path / "x").read_bytes() == b"outer"
 
 
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()])
+def test_a_signal_that_comes_while_torch_writes_ends_the_run_as_it_does_elsewhere(tmp_path, stop):
+    """torch.save closes its archive over the exception and says RuntimeError."""
+
+    class Signalled:
+        def __init__(self, file):
+            self.file, self.left = file, 3
+
+        def write(self, block):
+            self.left -= 1
+            if self.left == 0:
+                raise stop
+            return self.file.write(block)
+
+        def flush(self):
+            self.file.flush()
+
+    (tmp_path / "x.pt").write_bytes(b"before")
+    with pytest.raises(type(stop)) as found:
+        runfiles.replace(tmp_path / "x.pt", lambda file: torch.save({"x": torch.zeros(10**6)}, Signalled(file)))
+    assert found.value is stop and (tmp_path / "x.pt").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
 # --------------------------------------------------------------------------------------- named by content, not by place
 
 
