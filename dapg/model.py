@@ -1,6 +1,7 @@
 """Pre-training networks: encoder, the multi-positive contrast with momentum encoder and queue, SimCLR, BYOL.
 
-All take normalised images, float32. `after_step(keys, progress)` is what follows an optimiser's step.
+All take normalised images, float32. `learner` is the encoder that gradients move, `load_encoder` sets it and its slow
+copy, `after_step(keys, progress)` is what follows an optimiser's step.
 """
 
 import copy
@@ -60,13 +61,13 @@ class Contrast(nn.Module):
         self.register_buffer("queue", F.normalize(queue))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
-    def load_trunk(self, state: dict[str, Tensor]) -> None:
+    def load_encoder(self, state: dict[str, Tensor]) -> None:
         for encoder in (self.encoder_q, self.encoder_k):
-            encoder.trunk.load_state_dict(state)
+            encoder.load_state_dict(state)
 
     @property
-    def trunk(self) -> nn.Module:
-        return self.encoder_q.trunk
+    def learner(self) -> Encoder:
+        return self.encoder_q
 
     def forward(self, queries: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Unit q (N, D) with gradient, and unit k (M, D) of the keys without, after encoder_k's move; None without."""
@@ -102,11 +103,11 @@ class SimCLR(nn.Module):
         self.encoder = Encoder(backbone)
 
     @property
-    def trunk(self) -> nn.Module:
-        return self.encoder.trunk
+    def learner(self) -> Encoder:
+        return self.encoder
 
-    def load_trunk(self, state: dict[str, Tensor]) -> None:
-        self.trunk.load_state_dict(state)
+    def load_encoder(self, state: dict[str, Tensor]) -> None:
+        self.encoder.load_state_dict(state)
 
     def forward(self, images: Tensor) -> Tensor:
         return F.normalize(self.encoder(images).float(), dim=1)
@@ -128,12 +129,12 @@ class BYOL(nn.Module):
         self.predictor = mlp(256, 4096, 256, norm=True)
 
     @property
-    def trunk(self) -> nn.Module:
-        return self.online.trunk
+    def learner(self) -> Encoder:
+        return self.online
 
-    def load_trunk(self, state: dict[str, Tensor]) -> None:
+    def load_encoder(self, state: dict[str, Tensor]) -> None:
         for encoder in (self.online, self.target):
-            encoder.trunk.load_state_dict(state)
+            encoder.load_state_dict(state)
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """(2, B, 3, H, W) -> predictions (2, B, 256) and the target's projections, one pass a view as in BYOL."""

@@ -26,17 +26,24 @@ def resnet(name: str = "resnet50") -> nn.Sequential:
     return trunk
 
 
-def load(source: str, backbone: str, logs_dir: str, synthetic: str | None) -> dict[str, Tensor] | None:
+def load(
+    source: str, backbone: str, logs_dir: str, synthetic: str | None, encoder: dict[str, Tensor] | None = None
+) -> dict[str, Tensor] | None:
     """The trunk that --weights names, and the line printed that says what was taken: what common.weights.read takes,
-    or row:NAME, the trunk that this pre-training row exported on data of the same kind. None for "none"."""
+    or row:NAME, the trunk that this pre-training row exported on data of the same kind. None for "none".
+
+    encoder: the state of a model.Encoder, which is returned with the file's trunk in it and, where the file has one of
+    this shape, its head.
+    """
     path = source
     if source.startswith("row:"):
         path = runfiles.of_row("dapg", source[4:], "trunk.pt", logs_dir, synthetic)
     found = weights.read(path, backbone, REMEDY, rename=of_two_streams)
     if found is None:
         return None
-    own = resnet(backbone).state_dict()
-    taken, line = weights.fit(found, own, {key: key for key in own})
+    own = encoder or resnet(backbone).state_dict()
+    names = {key: key.removeprefix("trunk.") for key in own if not key.startswith("head.")}
+    taken, line = weights.fit(found, own, names)
     weights.tell(line)
     return own | taken
 
@@ -47,10 +54,15 @@ def of_two_streams(name: str) -> str:
     return re.sub(r"(^|\.)layers\.([0-3])\.", lambda found: f"{found[1]}layer{int(found[2]) + 1}.", name)
 
 
-def export(path: Path, trunk: nn.Module, meta: dict) -> None:
-    """Write the trunk with torchvision's flat keys and a plain `meta` dict, in one atomic step."""
-    state = {key: value.detach().cpu().clone() for key, value in trunk.state_dict().items()}
-    runfiles.replace(path, lambda file: torch.save({"state_dict": state, "meta": meta}, file))
+def export(path: Path, encoder: nn.Module, meta: dict) -> None:
+    """Write an encoder's trunk with torchvision's flat keys, beside it its head for a further pre-training, and a plain
+    `meta` dict, in one atomic step."""
+    parts = {"state_dict": encoder.trunk, "head": encoder.head}
+    content = {
+        name: {key: value.detach().cpu().clone() for key, value in part.state_dict().items()}
+        for name, part in parts.items()
+    }
+    runfiles.replace(path, lambda file: torch.save({**content, "meta": meta}, file))
 
 
 def cosine(epoch: float, epochs: int, warmup: float) -> float:

@@ -69,16 +69,40 @@ def test_checksum_sees_a_change_and_a_swap():
 
 
 def test_exported_trunks_and_rows_are_found_by_kind(tmp_path):
-    net = trunk.resnet("resnet18")
+    net = model.Encoder("resnet18")
     for data in ("luperson", "luperson-synthetic-small"):
         folder = tmp_path / "dapg" / data / "robust/dapg" / "seed0"
         folder.mkdir(parents=True)
         trunk.export(folder / "trunk.pt", net, {"stage": "robust", "images": 3})
     for synthetic, place in ((None, "luperson"), ("small", "luperson-synthetic-small")):
         assert runfiles.of_row("dapg", "robust/dapg", "trunk.pt", tmp_path, synthetic).parts[-5:-3] == (place, "robust")
-        assert trunk.load("row:robust/dapg", "resnet18", str(tmp_path), synthetic).keys() == net.state_dict().keys()
+        assert (
+            trunk.load("row:robust/dapg", "resnet18", str(tmp_path), synthetic).keys() == net.trunk.state_dict().keys()
+        )
     with pytest.raises(FileNotFoundError, match="--row align/dapg --synthetic full"):
         runfiles.of_row("dapg", "align/dapg", "trunk.pt", tmp_path, "full")
+
+
+def test_a_further_pre_training_starts_from_the_head_too(tmp_path, capsys):
+    """Stage 2 has the network of stage 1: of its export or checkpoint all is taken, of other files the trunk."""
+    torch.manual_seed(0)
+    first, second = model.Contrast("resnet18", 8), model.Contrast("resnet18", 8)
+    trunk.export(tmp_path / "trunk.pt", first.learner, {})
+    torch.save({"model": first.state_dict()}, tmp_path / "checkpoint_0001.pt")
+    torch.save(first.learner.trunk.state_dict(), tmp_path / "bare.pth")
+    trunk.export(tmp_path / "byol.pt", model.BYOL("resnet18").learner, {})
+    own = second.learner.state_dict()
+    for name in ("trunk.pt", "checkpoint_0001.pt"):
+        found = trunk.load(str(tmp_path / name), "resnet18", "", None, own)
+        assert all(torch.equal(found[key], value) for key, value in first.learner.state_dict().items())
+    capsys.readouterr()
+    for name in ("bare.pth", "byol.pt"):  # BYOL's head has another shape
+        found = trunk.load(str(tmp_path / name), "resnet18", "", None, own)
+        assert torch.equal(found["head.0.weight"], own["head.0.weight"]) and "new: head." in capsys.readouterr().out
+        assert not torch.equal(found["trunk.conv1.weight"], own["trunk.conv1.weight"])
+    second.load_encoder(trunk.load(str(tmp_path / "trunk.pt"), "resnet18", "", None, own))
+    for encoder in (second.encoder_q, second.encoder_k):
+        assert torch.equal(encoder.head[2].weight, first.encoder_q.head[2].weight)
 
 
 def test_schedules():

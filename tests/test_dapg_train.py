@@ -153,7 +153,7 @@ def test_gan_generate_and_align_feed_each_other(home, trunk, generated):
         "--stage", "align", "--weights", trunk, "--source", folder, "--batch-size", 8, "--epochs", 1, "--iters", 2,
         "--variant", "queue=16", "stage2_noise=0.5"
     ]  # fmt: skip
-    run(home, *flags)
+    assert "tensors into the network" in run(home, *flags)  # the head of stage 1 too
     assert "mc" in metrics(home, "market")
     hidden = next(folder.glob("*_p3.jpg"))
     content = hidden.read_bytes()

@@ -191,7 +191,9 @@ def test_the_tables_after_a_failed_one_run_and_an_interrupt_ends_them():
     whole = shell_calls(words, {})
     assert len(whole) == 5 and shell_calls(words, {**fails, "CODE": "1"}, 1) == whole
     assert shell_calls(words, {**fails, "CODE": "130"}, 130) == whole[:2]
-    assert len(shell_calls(words, {"FAILS": f"{ROOT}/schp.pth", "CODE": "2"}, 2)) == 1  # nothing trains without parsings
+    assert (
+        len(shell_calls(words, {"FAILS": f"{ROOT}/schp.pth", "CODE": "2"}, 2)) == 1
+    )  # nothing trains without parsings
     assert shell_calls(words, {"FAILS": "results/render.py", "CODE": "1"}, 1) == whole
 
 

@@ -75,7 +75,7 @@ def open_generated(args, run, samples: list) -> images.ImageStore:
 
 
 def build(args, run, count: int):
-    """Model with its initial trunk, optimiser, and schedule in steps.
+    """Model with its initial trunk (after a pre-training of this shape, also its head), optimiser, schedule in steps.
 
     BatchNorm has the statistics of the global batch; that of the key encoder those of bn_splits groups of the shuffled
     one (MoCo's shuffled BatchNorm, in which each of its processes is a group), for any number of processes.
@@ -88,9 +88,10 @@ def build(args, run, count: int):
         model = Contrast(args.backbone, size, momentum=args.settings["momentum"])
         batchnorm.over_groups(model.encoder_q, run.world_size)
         batchnorm.over_groups(model.encoder_k, run.world_size, args.settings["bn_splits"])
-    state = trunk.load(args.weights, args.backbone, args.logs_dir, args.synthetic)
+    own = model.learner.state_dict()
+    state = trunk.load(args.weights, args.backbone, args.logs_dir, args.synthetic, own)
     if state is not None:
-        model.load_trunk(state)
+        model.load_encoder(state)
     model = model.to(run.device, memory_format=torch.channels_last)
     weights = [p for p in model.parameters() if p.requires_grad]
     if args.method == "dapg":
@@ -202,7 +203,9 @@ def instance_metrics(run, model, store) -> dict:
     generator = torch.Generator(run.device).manual_seed(0)
     draw = groups.draw_noise(len(index), np.random.default_rng(0))
     noisy = device_corruptions.corrupt(clean, draw.types[:, 0], draw.severities[:, 0], generator)
-    feats = [inputs.extract(run, log_folder.bare(model).trunk, Pixels(x), batch_size=64) for x in (noisy, clean)]
+    feats = [
+        inputs.extract(run, log_folder.bare(model).learner.trunk, Pixels(x), batch_size=64) for x in (noisy, clean)
+    ]
     feats = [F.normalize(f, dim=1) for f in feats]
     ids, camera = np.arange(len(index)), np.zeros(len(index), np.int64)
     m = evaluation.rank_metrics(*feats, ids, ids, camera, camera + 1)
@@ -214,7 +217,7 @@ def record(args, run, model, data, count: int, after: dict) -> None:
     if run.main:
         meta = {key: getattr(args, key) for key in ("stage", "method", "row", "backbone", "epochs")}
         meta |= {"data": inputs.data_name(data), "images": count}
-        trunk.export(run.log_dir / "trunk.pt", log_folder.bare(model).trunk, meta)
+        trunk.export(run.log_dir / "trunk.pt", log_folder.bare(model).learner, meta)
     metrics = {**after, **{f"before.{k}": v for k, v in run.extra["before"].items()}, **run.extra["last"]}
     protocol = {
         "dataset": inputs.data_name(data),
