@@ -7,6 +7,7 @@ python pixel_sampling/visualize.py 5 --checkpoint OURS --against HPM            
 """
 
 import csv
+import functools
 import io
 import sys
 from argparse import Namespace
@@ -172,15 +173,15 @@ def figure4(args) -> list[Path]:
     known = torch.from_numpy(datasets.labels(data.train)[chosen]).to(run.device) if args.split == "train" else None
     paths = [samples[i].path for i in chosen]
 
-    def opened(trained: dict) -> torch.Tensor:
-        """The images at the size of one network."""
-        size = trained["height"], trained["width"]
+    @functools.cache
+    def opened(*size: int) -> torch.Tensor:
+        """The images at the size of a network."""
         return images.open_images(paths, *size, interpolation="bilinear", cache="off").gather(np.arange(len(paths)))
 
-    pictures = [p.permute(1, 2, 0).numpy() for p in opened(loaded[-1][1])]
+    pictures = [p.permute(1, 2, 0).numpy() for p in opened(loaded[-1][1]["height"], loaded[-1][1]["width"])]
     columns, names = [pictures], ["image"]
     for network, trained, _ in loaded:
-        x = transforms.normalize(opened(trained).to(run.device))
+        x = transforms.normalize(opened(trained["height"], trained["width"]).to(run.device))
         maps, _ = activation_maps(network.to(run.device), x, known, args.cam == "neck")
         columns.append([visualize.heat_map(p, m.cpu().numpy(), scale=False) for p, m in zip(pictures, maps)])
         names.append(titled(network, trained))

@@ -241,9 +241,6 @@ def test_a_signal_that_comes_while_torch_writes_ends_the_run_as_it_does_elsewher
                 raise stop
             return self.file.write(block)
 
-        def flush(self):
-            self.file.flush()
-
     (tmp_path / "x.pt").write_bytes(b"before")
     with pytest.raises(type(stop)) as found:
         runfiles.replace(tmp_path / "x.pt", lambda file: torch.save({"x": torch.zeros(10**6)}, Signalled(file)))
